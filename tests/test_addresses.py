@@ -184,8 +184,27 @@ def test_a_list_longer_than_is_looked_at_ends_at_a_trusted_hop(header) -> None:
     addresses = behind("10.0.0.0/8", header=header)
     hops = [CLIENT, *[reported("10.0.0.3", header)] * (MAX_HOPS + 1)]
     assert addresses.key(PROXY, [",".join(hops)]) == "10.0.0.3"
-    # Where the text is cut, "210.0.0.3" must not become "10.0.0.3".
-    assert addresses.key(PROXY, [("9" * 3000) + reported(CLIENT, header)]) == PROXY
+    fields = [reported("192.0.2.66", header)] * (MAX_HOPS + 1)
+    assert addresses.key(PROXY, [*fields, reported(CLIENT, header)]) == CLIENT
+
+
+@pytest.mark.parametrize(("header", "start"), [("x-forwarded-for", ""), ("forwarded", "for=")])
+def test_an_entry_is_not_read_in_part(header, start) -> None:
+    # The right-most 2049 characters are "3.0.113.9" and blanks.
+    cut = f"{start}3.0.113.9".ljust(2049)
+    addresses = behind(PROXY, header=header)
+    assert addresses.key(PROXY, [f"20{cut}"]) == PROXY
+    assert addresses.key(PROXY, [cut[:2048]]) == "3.0.113.9"
+
+
+@pytest.mark.parametrize("trusted", [(), (PROXY,)])
+def test_large_texts_are_not_kept(trusted) -> None:
+    addresses = ClientAddresses(trusted_proxies=trusted)
+    peer, value = "9" * 1_000_000, "1" * 1_000_000
+    kept = sys.getrefcount(peer), sys.getrefcount(value)
+    addresses.key(peer, [value])
+    addresses.key(PROXY, [value])
+    assert (sys.getrefcount(peer), sys.getrefcount(value)) == kept
 
 
 def test_what_an_attacker_varies_is_not_kept() -> None:
@@ -247,6 +266,8 @@ def test_notations_of_an_address(text, key) -> None:
         ('for=192.0.2.66, for=203.0.113.9;host="a, for=192.0.2.67"', CLIENT),
         ('host="x\\", for=192.0.2.67";for=203.0.113.9', CLIENT),
         ('for=203.0.113.9;host="x\\\\"', CLIENT),
+        ('host="a, for=192.0.2.67\\"";for=203.0.113.9', CLIENT),
+        ('for=203.0.113.9;host="x;for=192.0.2.67"', CLIENT),
         ("for=unknown", PROXY),
         ("for=_hidden", PROXY),
         ("for=203.0.113.9;for=192.0.2.66", PROXY),
@@ -266,6 +287,7 @@ def test_notations_of_forwarded(text, key) -> None:
 
 @given(IPV4)
 def test_mapped_ipv4_has_the_key_of_ipv4(address) -> None:
+    assert address_key(ipaddress.ip_address(f"::ffff:{address}")) == str(address)
     assert ClientAddresses().key(f"::ffff:{address}") == ClientAddresses().key(str(address)) == str(address)
     assert behind(f"::ffff:{address}").key(str(address), [CLIENT]) == CLIENT
     assert behind(str(address)).key(f"::ffff:{address}", [CLIENT]) == CLIENT
