@@ -10,18 +10,16 @@ from typing import NamedTuple, Protocol
 class Demand(NamedTuple):
     """One bucket's part of a step, in durations, so that a store needs no rates.
 
-    A tuple rather than a frozen dataclass: two are made for every request, at a fifth of the cost.
-
     bucket: the name of the limit, the same for all accounts.
-    key: whose bucket it is.
     cost_ns: how much later the bucket will be full if the step is taken; 0 asks only whether it is in debt.
     capacity_ns: how far ahead of now "full" may lie; what would go beyond is denied.
+    key: whose bucket it is, if not the account's that takes the step.
     """
 
     bucket: str
-    key: str
     cost_ns: int
     capacity_ns: int
+    key: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,11 +41,13 @@ class Adjustment(NamedTuple):
     """A correction of one bucket after the fact, which cannot be refused.
 
     delta_ns: positive charges more, into debt if it must; negative gives back, up to full.
+    capacity_ns, key: as in ``Demand``.
     """
 
     bucket: str
-    key: str
     delta_ns: int
+    capacity_ns: int
+    key: str | None = None
 
 
 class Store(Protocol):
@@ -56,14 +56,14 @@ class Store(Protocol):
     A store raises ``StoreError`` when it cannot answer, and nothing else.
     """
 
-    def take(self, demands: Sequence[Demand]) -> Reply:
+    def take(self, account: str, demands: Sequence[Demand]) -> Reply:
         """Takes all demands in one atomic step, or none of them. A denial changes nothing."""
 
-    def adjust(self, adjustments: Sequence[Adjustment]) -> None:
+    def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
         """Corrects buckets by what was observed."""
 
-    def clear(self, key: str, buckets: Sequence[str]) -> None:
-        """Forgets these buckets of this key: they are full again."""
+    def clear(self, account: str, buckets: Sequence[str]) -> None:
+        """Forgets these buckets of this account: they are full again."""
 
     def close(self) -> None:
         """Gives back connections. A closed store is not used again."""
@@ -72,10 +72,10 @@ class Store(Protocol):
 class AsyncStore(Protocol):
     """Keeps buckets for callers on an event loop; the same promises as ``Store``."""
 
-    async def take(self, demands: Sequence[Demand]) -> Reply: ...
+    async def take(self, account: str, demands: Sequence[Demand]) -> Reply: ...
 
-    async def adjust(self, adjustments: Sequence[Adjustment]) -> None: ...
+    async def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None: ...
 
-    async def clear(self, key: str, buckets: Sequence[str]) -> None: ...
+    async def clear(self, account: str, buckets: Sequence[str]) -> None: ...
 
     async def close(self) -> None: ...

@@ -1,0 +1,143 @@
+"""Buckets in this process's memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from abuseguard.buckets._table import Table
+from abuseguard.buckets.store import Adjustment, Demand, Reply
+from abuseguard.clock import Clock, SystemClock
+from abuseguard.errors import SettingsError, StoreFullError
+
+DEFAULT_MAX_KEYS = 1_000_000
+
+
+class MemoryStore:
+    """Keeps buckets in a bounded table, safe for any number of threads and event loops.
+
+    A request costs O(1), whatever the number of keys: nothing sweeps the table. Measured on CPython 3.11 at a
+    million keys of 16 characters: about 160 bytes a key, and no more once the bound is reached.
+
+    Args:
+        max_keys: the most keys kept for each limit, at least 1. Full buckets are forgotten first, which loses
+            nothing, then those soonest full; a bucket in debt never is.
+        clock: where the time comes from.
+
+    Raises:
+        SettingsError: ``max_keys`` is not a whole number of at least 1.
+        StoreFullError: at run time, when every bucket kept is in debt and a new key comes.
+
+    >>> store = MemoryStore()
+    >>> store.take("alice", [Demand("per-minute", cost_ns=60, capacity_ns=100)])
+    Reply(allowed=True, times_to_full_ns=[60], degraded=False)
+    """
+
+    __slots__ = ("_latest_ns", "_lock", "_max_keys", "_now_ns", "_tables")
+
+    def __init__(self, *, max_keys: int = DEFAULT_MAX_KEYS, clock: Clock | None = None) -> None:
+        if isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1:
+            raise SettingsError("max_keys", max_keys, "a whole number of at least 1")
+        self._max_keys = max_keys
+        self._now_ns = (clock or SystemClock()).now_ns
+        self._latest_ns = 0
+        self._lock = threading.Lock()
+        self._tables: dict[str, Table] = {}
+
+    def __len__(self) -> int:
+        """Buckets kept now, over all limits."""
+        with self._lock:
+            return sum(len(table.full_at_ns) for table in self._tables.values())
+
+    def take(self, account: str, demands: Sequence[Demand]) -> Reply:
+        with self._lock:
+            # A clock set back must neither grant nor lock out: time stands still until it has caught up.
+            now_ns = self._now_ns()
+            if now_ns < self._latest_ns:
+                now_ns = self._latest_ns
+            else:
+                self._latest_ns = now_ns
+            allowed = True
+            before_ns: list[int] = []
+            after_ns: list[int] = []
+            for bucket, cost_ns, capacity_ns, key in demands:
+                try:
+                    full_at_ns = self._tables[bucket].full_at_ns.get(key or account, 0)
+                except KeyError:
+                    self._tables[bucket] = Table(self._max_keys)
+                    full_at_ns = 0
+                time_to_full_ns = full_at_ns - now_ns if full_at_ns > now_ns else 0
+                before_ns.append(time_to_full_ns)
+                time_to_full_ns += cost_ns
+                after_ns.append(time_to_full_ns)
+                if time_to_full_ns > capacity_ns:
+                    allowed = False
+            if not allowed:
+                return Reply(False, before_ns)
+            for position, (bucket, cost_ns, capacity_ns, key) in enumerate(demands):
+                if cost_ns:
+                    table = self._tables[bucket]
+                    owner = key or account
+                    full_at_ns = now_ns + after_ns[position]
+                    if owner in table.full_at_ns:
+                        table.full_at_ns[owner] = full_at_ns
+                        continue
+                    try:
+                        table.admit(owner, full_at_ns, now_ns, capacity_ns - cost_ns)
+                    except StoreFullError:
+                        self._take_back(account, demands[:position])
+                        raise
+            return Reply(True, after_ns)
+
+    def _take_back(self, account: str, demands: Sequence[Demand]) -> None:
+        """Undoes the part of a step that was written before one of its buckets found no room."""
+        for bucket, cost_ns, _, key in demands:
+            if cost_ns:
+                self._tables[bucket].full_at_ns[key or account] -= cost_ns
+
+    def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
+        with self._lock:
+            now_ns = max(self._now_ns(), self._latest_ns)
+            for bucket, delta_ns, capacity_ns, key in adjustments:
+                table = self._tables.get(bucket)
+                if table is None:
+                    table = self._tables[bucket] = Table(self._max_keys)
+                owner = key or account
+                full_at_ns = table.full_at_ns.get(owner)
+                if full_at_ns is not None:
+                    table.full_at_ns[owner] = max(full_at_ns, now_ns) + delta_ns
+                elif delta_ns > 0:
+                    table.admit(owner, now_ns + delta_ns, now_ns, capacity_ns)
+
+    def clear(self, account: str, buckets: Sequence[str]) -> None:
+        with self._lock:
+            for bucket in buckets:
+                table = self._tables.get(bucket)
+                if table is not None and account in table.full_at_ns:
+                    # Set full rather than deleted: the wheel still has an entry for it, which will drop it.
+                    table.full_at_ns[account] = 0
+
+    def close(self) -> None:
+        with self._lock:
+            self._tables.clear()
+
+
+class AsyncMemoryStore:
+    """A ``MemoryStore`` for callers on an event loop: it never blocks, so it is called as it is."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def take(self, account: str, demands: Sequence[Demand]) -> Reply:
+        return self._store.take(account, demands)
+
+    async def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
+        self._store.adjust(account, adjustments)
+
+    async def clear(self, account: str, buckets: Sequence[str]) -> None:
+        self._store.clear(account, buckets)
+
+    async def close(self) -> None:
+        self._store.close()

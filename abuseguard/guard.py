@@ -1,0 +1,200 @@
+"""The guard: asks the policy what a request needs, a store whether it can have it, and the policy what that means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from abuseguard._callback import Callback, logger
+from abuseguard.buckets.connect import async_store_for, store_for
+from abuseguard.buckets.fallback import Fallback
+from abuseguard.buckets.store import AsyncStore, Reply, Store
+from abuseguard.clock import Clock, SystemClock
+from abuseguard.decision import Decision, Outcome
+from abuseguard.errors import StoreError
+from abuseguard.facts import RequestFacts
+from abuseguard.headers import Answer, Fields, LimitFields, denial
+from abuseguard.limit import Limit
+from abuseguard.policy import Plan, Policy
+from abuseguard.settings import Settings
+
+
+class _GuardCore:
+    """What both guards share: everything but the lines that wait for a store."""
+
+    def __init__(self, settings: Settings, clock: Clock | None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.policy = Policy(settings)
+        #: How many decisions came out in each way, by ``Outcome``.
+        self.outcomes: Counter[Outcome] = Counter()
+        #: How many times the tokens used could not be written to the store, so that the estimate stands.
+        self.unsettled = 0
+        self._speaks = settings.mode == "enforce" and settings.headers != "none"
+        self._fields = LimitFields(settings.headers, self.clock)
+        self._fallback = Fallback(
+            settings.on_store_failure, workers=settings.workers, max_keys=settings.max_keys, clock=self.clock
+        )
+        self._failing = False
+        self._observer = settings.observer and Callback("observer", settings.observer, None)
+        self._response = settings.response and Callback("response", settings.response, None)
+
+    def _plan(self, facts: RequestFacts, may_delay: bool) -> Plan:
+        try:
+            return self.policy.plan(facts, may_delay=may_delay)
+        except Exception:
+            # A request we do not understand is still the application's: it must not fail because of us.
+            logger.exception("a request could not be read and is let through: %r", facts)
+            return Plan(facts.account, exempt=True)
+
+    def _answer_for_store(self, plan: Plan, error: StoreError) -> Reply:
+        if not self._failing:
+            self._failing = True
+            logger.error(
+                "the store failed (%s); requests are answered by the policy %r until it is back",
+                error,
+                self.settings.on_store_failure,
+            )
+        return self._fallback.answer(plan.account, plan.demands)
+
+    def _recovered(self) -> None:
+        self._failing = False
+        logger.warning("the store is back")
+
+    def _report_unsettled(self, error: StoreError) -> None:
+        self.unsettled += 1
+        logger.error("tokens of an account could not be settled (%s); %d so far", error, self.unsettled)
+
+    def _conclude(self, facts: RequestFacts, decision: Decision) -> Decision:
+        self.outcomes[decision.outcome] += 1
+        if self._observer is not None:
+            self._observer(facts, decision)
+        return decision
+
+    def fields(self, decision: Decision) -> Fields:
+        """The response fields that tell the client its limits; none in ``mode="observe"``."""
+        return self._fields.write(decision) if self._speaks else []
+
+    def answer(self, facts: RequestFacts, decision: Decision) -> Answer:
+        """The whole response to a request that was not admitted."""
+        answer = denial(decision, jitter=self.settings.retry_after_jitter)
+        answer = Answer(status=answer.status, headers=[*answer.headers, *self.fields(decision)], body=answer.body)
+        if self._response is not None:
+            own = self._response(facts, decision, answer)
+            if isinstance(own, Answer):
+                return own
+            if own is not None:
+                self._response.report(f"returned {own!r}, expected an Answer")
+        return answer
+
+
+class Guard(_GuardCore):
+    """Decides requests for callers that may block: one call before the application, one after if tokens are limited.
+
+    Args:
+        settings: what the operator decided.
+        clock: where the time comes from; Redis has its own.
+        store: where buckets are kept. Default: what ``settings.store`` names.
+
+    >>> guard = Guard(Settings(limits=["2/minute"], missing_address="shared"))
+    >>> [guard.decide(RequestFacts("GET", "/")).outcome.value for _ in range(3)]
+    ['allowed', 'allowed', 'denied']
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, store: Store | None = None) -> None:
+        super().__init__(settings, clock)
+        self._store = store or store_for(settings, self.clock)
+
+    def decide(self, facts: RequestFacts) -> Decision:
+        """Whether this request goes to the application. Never raises."""
+        return self._decide(facts, self._plan(facts, False))
+
+    def decide_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Decision:
+        """The same for a route's own limits, besides those of the settings."""
+        return self._decide(facts, self.policy.plan_limits(facts, limits))
+
+    def _decide(self, facts: RequestFacts, plan: Plan) -> Decision:
+        decision = self.policy.without_store(plan)
+        if decision is None:
+            try:
+                reply = self._store.take(plan.account, plan.demands)
+                if self._failing:
+                    self._recovered()
+            except StoreError as error:
+                reply = self._answer_for_store(plan, error)
+            decision = self.policy.interpret(plan, reply)
+        return self._conclude(facts, decision)
+
+    def settle(self, decision: Decision, used_tokens: int) -> None:
+        """Corrects the limits in tokens by what was really used."""
+        adjustments = self.policy.settlement(decision, used_tokens)
+        if adjustments:
+            try:
+                self._store.adjust(decision.account, adjustments)
+            except StoreError as error:
+                self._report_unsettled(error)
+
+    def clear(self, account: str) -> None:
+        """Makes the account's buckets full again.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        self._store.clear(account, self.policy.bucket_names)
+
+    def close(self) -> None:
+        """Gives back the store's connections."""
+        self._store.close()
+
+
+class AsyncGuard(_GuardCore):
+    """Decides requests for callers on an event loop; the same answers as ``Guard``, and requests can be delayed."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, store: AsyncStore | None = None) -> None:
+        super().__init__(settings, clock)
+        self._store = store or async_store_for(settings, self.clock)
+
+    async def decide(self, facts: RequestFacts, *, may_delay: bool = False) -> Decision:
+        """Whether this request goes to the application. Never raises."""
+        return await self._decide(facts, self._plan(facts, may_delay))
+
+    async def decide_message(self, facts: RequestFacts) -> Decision:
+        """The same for one message on a WebSocket."""
+        return await self._decide(facts, self.policy.plan_message(facts))
+
+    async def decide_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Decision:
+        """The same for a route's own limits, besides those of the settings."""
+        return await self._decide(facts, self.policy.plan_limits(facts, limits))
+
+    async def _decide(self, facts: RequestFacts, plan: Plan) -> Decision:
+        decision = self.policy.without_store(plan)
+        if decision is None:
+            try:
+                reply = await self._store.take(plan.account, plan.demands)
+                if self._failing:
+                    self._recovered()
+            except StoreError as error:
+                reply = self._answer_for_store(plan, error)
+            decision = self.policy.interpret(plan, reply)
+        return self._conclude(facts, decision)
+
+    async def settle(self, decision: Decision, used_tokens: int) -> None:
+        """Corrects the limits in tokens by what was really used."""
+        adjustments = self.policy.settlement(decision, used_tokens)
+        if adjustments:
+            try:
+                await self._store.adjust(decision.account, adjustments)
+            except StoreError as error:
+                self._report_unsettled(error)
+
+    async def clear(self, account: str) -> None:
+        """Makes the account's buckets full again.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        await self._store.clear(account, self.policy.bucket_names)
+
+    async def close(self) -> None:
+        """Gives back the store's connections."""
+        await self._store.close()

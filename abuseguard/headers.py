@@ -1,0 +1,175 @@
+"""A decision as HTTP: the fields that tell a client its limits, and the answer to a request that is denied.
+
+Fields of draft-ietf-httpapi-ratelimit-headers-10 (Structured Fields, RFC 9651): ``RateLimit-Policy`` states each
+limit's quota ``q`` and window ``w`` in seconds, ``RateLimit`` what remains, ``r``, and until when, ``t``. A token
+bucket is stated as what it holds and how long it takes to fill, which a client can follow to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
+from abuseguard.decision import Decision, Outcome
+from abuseguard.rule import Rule
+from abuseguard.settings import HeaderDialect
+
+PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
+_RULE_SETS_REMEMBERED = 1024
+# What a client is told to wait while the store is away: long enough for most restarts, too short to lose anyone.
+_DEGRADED_RETRY_SECONDS = 1
+
+Fields = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole response, to be sent in place of the application's.
+
+    Args:
+        status: the HTTP status.
+        headers: its fields, without ``Content-Length``, which is added.
+        body: what follows them.
+    """
+
+    status: int
+    headers: Sequence[tuple[str, str]] = field(default=())
+    body: bytes = b""
+
+
+class LimitFields:
+    """Writes the fields that tell a client its limits, in the dialect of the settings.
+
+    Args:
+        dialect: see ``Settings.headers``.
+        clock: for ``X-RateLimit-Reset``, which is a time of day.
+    """
+
+    __slots__ = ("_clock", "_draft", "_legacy", "_policy_of")
+
+    def __init__(self, dialect: HeaderDialect, clock: Clock) -> None:
+        self._draft = dialect in ("draft-10", "both")
+        self._legacy = dialect in ("legacy", "both")
+        self._clock = clock
+        self._policy_of = lru_cache(_RULE_SETS_REMEMBERED)(_policy_field)
+
+    def write(self, decision: Decision) -> Fields:
+        """The fields for a decision: all limits if it was allowed, those in the way if it was denied."""
+        if not decision.times_to_full_ns:
+            return []
+        if decision.outcome is Outcome.DENIED:
+            return self._write_denied(decision)
+        fields: Fields = []
+        if self._draft:
+            states = []
+            for rule, time_to_full_ns in zip(decision.plan.rules, decision.times_to_full_ns, strict=False):
+                if time_to_full_ns is not None:
+                    remaining = rule.bucket.remaining(time_to_full_ns)
+                    states.append(f'"{rule.name}";r={remaining};t={-(-time_to_full_ns // NANOSECONDS_PER_SECOND)}')
+            fields.append(("RateLimit-Policy", self._policy_of(tuple(decision.plan.rules))))
+            if states:
+                fields.append(("RateLimit", ", ".join(states)))
+        if self._legacy:
+            fields += self._write_legacy(decision)
+        return fields
+
+    def _write_denied(self, decision: Decision) -> Fields:
+        fields: Fields = []
+        if self._draft:
+            fields.append(("RateLimit-Policy", self._policy_of(tuple(decision.plan.rules))))
+            # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
+            states = [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
+            if states:
+                fields.append(("RateLimit", ", ".join(states)))
+        if self._legacy:
+            fields += self._write_legacy(decision)
+        return fields
+
+    def _write_legacy(self, decision: Decision) -> Fields:
+        quotas = decision.denied_by or decision.quotas
+        if not quotas:
+            return []
+        tightest = min(quotas, key=lambda quota: quota.remaining / quota.capacity)
+        reset_ns = tightest.wait_ns or tightest.full_in_ns
+        return [
+            ("X-RateLimit-Limit", str(tightest.capacity)),
+            ("X-RateLimit-Remaining", str(tightest.remaining)),
+            ("X-RateLimit-Reset", str(-(-(self._clock.epoch_ns() + reset_ns) // NANOSECONDS_PER_SECOND))),
+        ]
+
+
+def _policy_field(rules: tuple[Rule, ...]) -> str:
+    items = []
+    for rule in rules:
+        unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
+        items.append(f'"{rule.name}";q={rule.bucket.capacity};w={_seconds(rule.bucket.capacity_ns)}{unit}')
+    return ", ".join(items)
+
+
+def _seconds(duration_ns: int | None) -> int:
+    return -(-(duration_ns or 0) // NANOSECONDS_PER_SECOND)
+
+
+def denial(decision: Decision, *, jitter: float, uniform: Callable[[], float] = random.random) -> Answer:
+    """The answer to a request that was not admitted: problem details (RFC 9457) and when to come back.
+
+    Args:
+        decision: why.
+        jitter: the share of the waiting time that is added to it at random at the most.
+        uniform: the randomness, from 0 to 1.
+    """
+    if decision.outcome is Outcome.DEGRADED:
+        return _problem(
+            503,
+            "temporary-reduced-capacity",
+            "Request cannot be satisfied due to temporary server capacity constraints",
+            retry_after_seconds=_DEGRADED_RETRY_SECONDS,
+        )
+    quotas = decision.denied_by
+    if not quotas:
+        return _problem(403, None, "Forbidden")
+    retry_after_ns = decision.retry_after_ns
+    detail = f"The limit {_names([quota.limit for quota in quotas])} is used up."
+    retry_after_seconds = None
+    if retry_after_ns is None:
+        above = [quota.limit for quota in quotas if quota.wait_ns is None]
+        detail = f"This request needs more than the limit {_names(above)} can ever grant."
+    else:
+        retry_after_seconds = max(1, _seconds(round(retry_after_ns * (1 + jitter * uniform()))))
+    return _problem(
+        429,
+        "quota-exceeded",
+        "Request cannot be satisfied as assigned quota has been exceeded",
+        retry_after_seconds=retry_after_seconds,
+        detail=detail,
+        violated_policies=[quota.limit for quota in quotas],
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _problem(
+    status: int,
+    kind: str | None,
+    title: str,
+    *,
+    retry_after_seconds: int | None = None,
+    detail: str | None = None,
+    violated_policies: Sequence[str] = (),
+) -> Answer:
+    document: dict[str, object] = {"type": PROBLEM_TYPES + kind if kind else "about:blank", "title": title}
+    document["status"] = status
+    if detail:
+        document["detail"] = detail
+    if violated_policies:
+        document["violated-policies"] = list(violated_policies)
+    headers = [("Content-Type", "application/problem+json")]
+    if retry_after_seconds is not None:
+        headers.append(("Retry-After", str(retry_after_seconds)))
+    return Answer(status=status, headers=headers, body=json.dumps(document).encode())

@@ -1,0 +1,189 @@
+"""Who is asking: the key of an account, from what a request carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from abuseguard.errors import SettingsError
+from abuseguard.facts import RequestFacts
+
+# A source of account keys. None, or anything that is no usable key: the request has no account, and its client
+# address stands in for one.
+AccountSource = Callable[[RequestFacts], object]
+
+_LONGEST_KEY = 128
+_KEYS_REMEMBERED = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The account is the value of a header that a gateway in front has set and clients cannot.
+
+    >>> from abuseguard.facts import PlainHeaders
+    >>> Header("x-user-id")(RequestFacts("GET", "/", PlainHeaders([("X-User-Id", "42")])))
+    '42'
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not self.name.isascii():
+            raise SettingsError("account", self.name, "the name of a header")
+        object.__setattr__(self, "name", self.name.lower())
+
+    def __call__(self, facts: RequestFacts) -> str | None:
+        return facts.headers.first(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """The account is an API key, kept only as a hash: ``Authorization: Bearer KEY``, or the whole of another header.
+
+    The key is not checked here. Let requests with invalid keys be refused in front of the guard, or limit them by
+    address as well: a client could otherwise make up a key for each request.
+
+    Args:
+        header: where the key is.
+        secret: keys the hash, so that no one who sees the hashes can test guesses against them.
+    """
+
+    header: str = "authorization"
+    secret: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.header, str) or not self.header or not self.header.isascii():
+            raise SettingsError("account", self.header, "the name of a header")
+        object.__setattr__(self, "header", self.header.lower())
+
+    def __call__(self, facts: RequestFacts) -> str | None:
+        value = facts.headers.first(self.header)
+        if not value:
+            return None
+        if self.header == "authorization":
+            _, space, credentials = value.partition(" ")
+            value = credentials.strip() if space else value
+        return keyed_hash(value, self.secret) if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The account is the user that the framework's authentication found, by one of its attributes.
+
+    Args:
+        attribute: what identifies the user. Default: the first there is of ``pk``, ``id``, ``identity``,
+            ``username`` and ``display_name``.
+    """
+
+    attribute: str = ""
+
+    def __call__(self, facts: RequestFacts) -> object:
+        user = facts.user()
+        if user is None or getattr(user, "is_authenticated", True) is False:
+            return None
+        if self.attribute:
+            return getattr(user, self.attribute, None)
+        if isinstance(user, (str, int)):
+            return user
+        for attribute in ("pk", "id", "identity", "username", "display_name"):
+            try:
+                value = getattr(user, attribute, None)
+            except NotImplementedError:  # Starlette's BaseUser raises it for what a user class left out
+                continue
+            if value:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The account is the client's address: the default."""
+
+    def __call__(self, facts: RequestFacts) -> str | None:
+        return None
+
+
+def account_source(value: object) -> AccountSource:
+    """The source that a setting names.
+
+    Args:
+        value: a source or any function of the facts; or text: ``"address"``, ``"api-key"``, ``"api-key:x-api-key"``,
+            ``"header:x-user-id"``, ``"user"``, ``"user:email"``, or ``"package.module:function"``.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        kind, _, name = value.partition(":")
+        if value == "address":
+            return Address()
+        if kind == "api-key":
+            return ApiKey(name) if name else ApiKey()
+        if kind == "header" and name:
+            return Header(name)
+        if kind == "user":
+            return User(name)
+        if name and "." in kind or name.isidentifier():
+            return imported("account", value)
+    raise SettingsError(
+        "account",
+        value,
+        "a function of the facts, 'address', 'api-key', 'api-key:HEADER', 'header:NAME', 'user', 'user:ATTRIBUTE' "
+        "or 'package.module:function'",
+    )
+
+
+def imported(field: str, path: str) -> Callable[..., object]:
+    """The function at ``"package.module:function"``.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(field, path, f"a function that can be imported ({error})") from error
+    if not callable(found):
+        raise SettingsError(field, path, "a function")
+    return found  # type: ignore[no-any-return]
+
+
+def account_key(value: object) -> str | None:
+    """A usable key from what a source returned: text of 1 to 128 characters; None if it holds no account.
+
+    Whole numbers, bytes and objects with a ``hex`` text (a UUID) are turned into text, longer text into its hash.
+    A key that could be taken for an address is marked as one that is not.
+
+    >>> account_key(42), account_key(""), account_key(["a list"])
+    ('42', None, None)
+    """
+    if isinstance(value, str):
+        key = value
+    elif isinstance(value, bytes):
+        key = value.decode("utf-8", "backslashreplace")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        key = str(value)
+    elif isinstance(getattr(value, "hex", None), str):
+        key = str(value)
+    else:
+        return None
+    if not key:
+        return None
+    if len(key) > _LONGEST_KEY:
+        return "long:" + keyed_hash(key, b"")
+    return "account:" + key if key.startswith("ip:") else key
+
+
+@lru_cache(_KEYS_REMEMBERED)
+def keyed_hash(text: str, secret: bytes) -> str:
+    """32 hexadecimal digits that stand for ``text``, for a deployment's ``secret`` (BLAKE2b, RFC 7693).
+
+    Remembered for the last 16,384 texts: hashing anew would cost a request more than its bucket does.
+    """
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=secret[:64], digest_size=16).hexdigest()

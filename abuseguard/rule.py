@@ -1,0 +1,121 @@
+"""A limit made ready for use: its bucket, which requests it is for, and what they cost it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from abuseguard._callback import Callback
+from abuseguard.buckets.bucket import Bucket
+from abuseguard.buckets.store import Demand
+from abuseguard.decision import Quota
+from abuseguard.facts import RequestFacts
+from abuseguard.limit import Limit
+
+_MOST_COST = 10**12
+
+
+class Rule:
+    """What is needed of a ``Limit`` at run time, worked out once.
+
+    Args:
+        limit: the limit.
+    """
+
+    __slots__ = ("_cost", "_key", "_methods", "_path", "_plans", "_when", "bucket", "constant", "limit", "name", "selective")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.name = limit.name
+        self.bucket = Bucket.per(
+            amount=limit.item.amount, period_seconds=limit.item.get_expiry(), capacity=limit.burst
+        )
+        self._path = path_matcher(limit.routes)
+        self._methods = frozenset(limit.methods)
+        self._plans = frozenset(limit.plans)
+        self._when = limit.when and Callback(f"limits: {self.name}: when", limit.when, False)
+        self._cost = Callback(f"limits: {self.name}: cost", limit.cost, 1) if callable(limit.cost) else None
+        self._key = Callback(f"limits: {self.name}: per", limit.per, None) if callable(limit.per) else None
+        #: Whether it is for some requests only.
+        self.selective = bool(limit.routes or limit.methods or limit.plans or limit.when)
+        #: Whether it asks the same of every request that it is for, but for who is asking.
+        self.constant = limit.unit != "tokens" and self._cost is None and limit.per == "account"
+
+    def applies(self, facts: RequestFacts) -> bool:
+        """Whether the limit is for this request."""
+        return (
+            (not self._methods or facts.method in self._methods)
+            and (not self._plans or facts.plan in self._plans)
+            and (self._path is None or self._path(facts.path))
+            and (self._when is None or bool(self._when(facts)))
+        )
+
+    def fixed_demand(self, extra_ns: int = 0) -> Demand:
+        """The demand of a request with the limit's own constant cost, of the account that asks."""
+        cost = self.limit.cost if isinstance(self.limit.cost, int) else 1
+        return Demand(self.name, self.bucket.cost_ns(cost), self.bucket.capacity_ns + extra_ns)
+
+    def demand(self, facts: RequestFacts, tokens: int, extra_ns: int = 0) -> Demand | None:
+        """The demand of this request; None if the limit turns out to have no key for it.
+
+        Args:
+            tokens: the LLM tokens to reserve, taken instead of the cost by a limit in tokens.
+            extra_ns: how much further than its capacity the bucket may be emptied, for requests that will be delayed.
+        """
+        cost = tokens if self.limit.unit == "tokens" else self._cost_of(facts)
+        key: str | None = None
+        if self.limit.per != "account":
+            key = self._key_of(facts)
+            if key is None:
+                return None
+        return Demand(self.name, self.bucket.cost_ns(cost), self.bucket.capacity_ns + extra_ns, key)
+
+    def _cost_of(self, facts: RequestFacts) -> int:
+        if self._cost is None:
+            return self.limit.cost if isinstance(self.limit.cost, int) else 1
+        cost = self._cost(facts)
+        if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MOST_COST:
+            self._cost.report(f"returned {cost!r}, expected a whole number from 0 to {_MOST_COST}")
+            return 1
+        return cost
+
+    def _key_of(self, facts: RequestFacts) -> str | None:
+        if self.limit.per == "everyone":
+            return "everyone"
+        if self._key is None:
+            return f"ip:{facts.address}" if facts.address else None
+        key = self._key(facts)
+        return f"{self.name}:{key}" if key is not None and key != "" else None
+
+    def quota(self, time_to_full_ns: int, cost_ns: int) -> Quota:
+        """Where the bucket stands, and how long a cost that was not taken would have to wait."""
+        bucket = self.bucket
+        wait_ns = None if cost_ns > bucket.capacity_ns else max(0, time_to_full_ns + cost_ns - bucket.capacity_ns)
+        return Quota(
+            self.name,
+            bucket.capacity,
+            bucket.remaining(time_to_full_ns),
+            bucket.capacity_ns,
+            time_to_full_ns,
+            wait_ns,
+        )
+
+
+def path_matcher(patterns: Sequence[str]) -> Callable[[str], object] | None:
+    """A function that tells whether a path matches one of the patterns; None if there are none.
+
+    ``*`` stands for anything within a segment, ``**`` for anything at all, everything else for itself.
+
+    >>> matches = path_matcher(["/v1/**", "/users/*/posts"])
+    >>> bool(matches("/v1/chat/completions")), bool(matches("/users/7/posts")), bool(matches("/users/7/8/posts"))
+    (True, True, False)
+    """
+    if not patterns:
+        return None
+    alternatives = []
+    for pattern in patterns:
+        parts = re.split(r"(\*+)", pattern)
+        alternatives.append(
+            "".join(("[^/]*" if part == "*" else ".*") if part.startswith("*") else re.escape(part) for part in parts)
+        )
+    return re.compile("|".join(alternatives), re.DOTALL).fullmatch
