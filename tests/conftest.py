@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.redis_servers import RedisCluster, RedisSentinel, RedisServer, redis_program
+from tests.redis_servers import RedisCluster, RedisSentinel, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Set where the optional packages are left out on purpose, and nowhere else: elsewhere, what is missing is an error.
-NO_EXTRAS = "ABUSEGUARD_TESTS_WITHOUT_EXTRAS" in os.environ
+# Where this is set, only the optional packages that it names need be there, and tests of the others are skipped.
+# Everywhere else what is missing is an error, so that no test is skipped by accident.
+EXPECTED = os.environ.get("ABUSEGUARD_TESTS_EXPECT")
+
+
+def may_be_missing(package: str) -> bool:
+    return EXPECTED is not None and package not in EXPECTED.split()
 
 
 class _Module(pytest.Module):
@@ -24,15 +29,14 @@ class _Module(pytest.Module):
             return super().collect()
         except self.CollectError as error:
             missing = error.__cause__
-            if isinstance(missing, ImportError) and missing.name and not missing.name.startswith("abuseguard"):
-                pytest.skip(f"{missing.name} is not installed", allow_module_level=True)
-            raise
+            package = ((isinstance(missing, ImportError) and missing.name) or "abuseguard").partition(".")[0]
+            if package.startswith("abuseguard") or not may_be_missing(package):
+                raise
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 
-if NO_EXTRAS:
-
-    def pytest_pycollect_makemodule(module_path, parent):
-        return _Module.from_parent(parent, path=module_path)
+def pytest_pycollect_makemodule(module_path, parent):
+    return _Module.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +46,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def _redis_program() -> None:
-    """Without extras there may be no Redis; with them, its absence is an error that the start of a server raises."""
-    if NO_EXTRAS and redis_program() is None:
-        pytest.skip("no redis-server")
+    """A missing redis-server is an error, which the start of a server raises, unless it was left out on purpose."""
+    if may_be_missing("redis"):
+        pytest.skip("redis is not installed")
 
 
 @pytest.fixture(scope="session")
