@@ -33,7 +33,7 @@ class Callback(Generic[Result, Default]):
     def __call__(self, *arguments: Any) -> Result | Default:
         try:
             return self._function(*arguments)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it raises, the request goes on
             self.report("raised", with_traceback=True)
             return self._default
 

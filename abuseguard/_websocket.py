@@ -40,8 +40,7 @@ async def serve_websocket(
         if closed:
             return
         if message["type"] == "websocket.accept":
-            fields = [(name.encode(), value.encode()) for name, value in guard.fields(decision)]
-            message = {**message, "headers": [*message.get("headers", ()), *fields]}
+            message = {**message, "headers": [*message.get("headers", ()), *guard.encoded_fields(decision)]}
         await send(message)
 
     async def receive_counted() -> Message:

@@ -12,7 +12,7 @@ from typing import Any
 
 from abuseguard._websocket import serve_websocket
 from abuseguard.clock import Clock
-from abuseguard.decision import Decision, Outcome
+from abuseguard.decision import Decision
 from abuseguard.facts import RequestFacts
 from abuseguard.guard import AsyncGuard
 from abuseguard.headers import Answer
@@ -209,10 +209,13 @@ class HttpExchange:
             headers = message.get("headers", ())
             if self.meter is not None:
                 self.meter.start(message["status"], _text(headers))
-            fields = self.guard.fields(self.route_decision or self.decision)
+            fields = self.guard.encoded_fields(self.route_decision or self.decision)
             if fields:
                 # A new message: some applications send the same one, or the same list of headers, again and again.
-                message = {**message, "headers": [*headers, *((name.encode(), value.encode()) for name, value in fields)]}
+                message = {
+                    **message,
+                    "headers": [*headers, *fields],
+                }
         elif self.meter is not None and kind == "http.response.body":
             self.meter.feed(message.get("body", b""))
             if not message.get("more_body", False):

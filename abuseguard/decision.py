@@ -46,21 +46,18 @@ class Decision:
     Args:
         outcome: how it came out.
         admitted: whether the request goes to the application. In ``mode="observe"`` every request does.
-        plan: what was asked: the account, its limits and their costs.
+        account: the key of who asked.
+        plan: what was asked: the limits and their costs.
         times_to_full_ns: what the store answered, a bucket each; empty if it was not asked.
         delay_ns: how long to hold the request back first; 0 but for ``DELAYED``.
     """
 
     outcome: Outcome
     admitted: bool
+    account: str
     plan: Plan
     times_to_full_ns: Sequence[int | None] = ()
     delay_ns: int = 0
-
-    @property
-    def account(self) -> str:
-        """The key of who asked."""
-        return self.plan.account
 
     @property
     def quotas(self) -> list[Quota]:

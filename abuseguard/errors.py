@@ -15,10 +15,8 @@ class SettingsError(AbuseGuardError, ValueError):
         value: the value that was given.
         allowed: what would have been accepted, as the end of "expected ...".
 
-    >>> raise SettingsError("limits[0].burst", -3, "a whole number of at least 1")
-    Traceback (most recent call last):
-        ...
-    abuseguard.errors.SettingsError: limits[0].burst: got -3, expected a whole number of at least 1
+    >>> print(SettingsError("limits[0].burst", -3, "a whole number of at least 1"))
+    limits[0].burst: got -3, expected a whole number of at least 1
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:

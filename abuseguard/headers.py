@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
 from abuseguard.decision import Decision, Outcome
-from abuseguard.rule import Rule
+from abuseguard.policy import RuleSet
 from abuseguard.settings import HeaderDialect
 
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
@@ -24,6 +24,9 @@ _RULE_SETS_REMEMBERED = 1024
 _DEGRADED_RETRY_SECONDS = 1
 
 Fields = list[tuple[str, str]]
+EncodedFields = list[tuple[bytes, bytes]]
+
+_DENIED = Outcome.DENIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,39 +58,51 @@ class LimitFields:
         self._draft = dialect in ("draft-10", "both")
         self._legacy = dialect in ("legacy", "both")
         self._clock = clock
-        self._policy_of = lru_cache(_RULE_SETS_REMEMBERED)(_policy_field)
+        self._policy_of = lru_cache(_RULE_SETS_REMEMBERED)(_policy_fields)
 
     def write(self, decision: Decision) -> Fields:
         """The fields for a decision: all limits if it was allowed, those in the way if it was denied."""
         if not decision.times_to_full_ns:
             return []
-        if decision.outcome is Outcome.DENIED:
-            return self._write_denied(decision)
         fields: Fields = []
         if self._draft:
-            states = []
-            for rule, time_to_full_ns in zip(decision.plan.rules, decision.times_to_full_ns, strict=False):
-                if time_to_full_ns is not None:
-                    remaining = rule.bucket.remaining(time_to_full_ns)
-                    states.append(f'"{rule.name}";r={remaining};t={-(-time_to_full_ns // NANOSECONDS_PER_SECOND)}')
-            fields.append(("RateLimit-Policy", self._policy_of(tuple(decision.plan.rules))))
-            if states:
-                fields.append(("RateLimit", ", ".join(states)))
+            fields.append(self._policy_of(decision.plan.rule_set)[0])
+            state = self._state(decision)
+            if state:
+                fields.append(("RateLimit", state))
         if self._legacy:
             fields += self._write_legacy(decision)
         return fields
 
-    def _write_denied(self, decision: Decision) -> Fields:
-        fields: Fields = []
+    def write_encoded(self, decision: Decision) -> EncodedFields:
+        """The same as ASGI has them."""
+        if not decision.times_to_full_ns:
+            return []
+        fields: EncodedFields = []
         if self._draft:
-            fields.append(("RateLimit-Policy", self._policy_of(tuple(decision.plan.rules))))
-            # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
-            states = [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
-            if states:
-                fields.append(("RateLimit", ", ".join(states)))
+            fields.append(self._policy_of(decision.plan.rule_set)[1])
+            state = self._state(decision)
+            if state:
+                fields.append((b"ratelimit", state.encode("ascii")))
         if self._legacy:
-            fields += self._write_legacy(decision)
+            fields += [(name.lower().encode(), value.encode()) for name, value in self._write_legacy(decision)]
         return fields
+
+    def _state(self, decision: Decision) -> str:
+        """The value of ``RateLimit``. Written out in full: it is rendered for every response."""
+        if decision.outcome is _DENIED:
+            # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
+            return ", ".join(
+                [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
+            )
+        states = []
+        for (name, capacity_ns, interval_ns), time_to_full_ns in zip(  # noqa: B905 - they are of one length
+            self._policy_of(decision.plan.rule_set)[2], decision.times_to_full_ns
+        ):
+            if time_to_full_ns is not None:
+                remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
+                states.append(f'"{name}";r={remaining};t={-(-time_to_full_ns // 1_000_000_000)}')
+        return ", ".join(states)
 
     def _write_legacy(self, decision: Decision) -> Fields:
         quotas = decision.denied_by or decision.quotas
@@ -102,12 +117,17 @@ class LimitFields:
         ]
 
 
-def _policy_field(rules: tuple[Rule, ...]) -> str:
+def _policy_fields(
+    rule_set: RuleSet,
+) -> tuple[tuple[str, str], tuple[bytes, bytes], list[tuple[str, int, int]]]:
+    """What is the same in every response to requests that meet these limits."""
     items = []
-    for rule in rules:
+    for rule in rule_set.rules:
         unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
         items.append(f'"{rule.name}";q={rule.bucket.capacity};w={_seconds(rule.bucket.capacity_ns)}{unit}')
-    return ", ".join(items)
+    value = ", ".join(items)
+    buckets = [(rule.name, rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rule_set.rules]
+    return ("RateLimit-Policy", value), (b"ratelimit-policy", value.encode("ascii")), buckets
 
 
 def _seconds(duration_ns: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def account_source(value: object) -> AccountSource:
             return Header(name)
         if kind == "user":
             return User(name)
-        if name and "." in kind or name.isidentifier():
+        if name.isidentifier():
             return imported("account", value)
     raise SettingsError(
         "account",
@@ -167,9 +166,7 @@ def account_key(value: object) -> str | None:
         key = value
     elif isinstance(value, bytes):
         key = value.decode("utf-8", "backslashreplace")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        key = str(value)
-    elif isinstance(getattr(value, "hex", None), str):
+    elif (isinstance(value, int) and not isinstance(value, bool)) or isinstance(getattr(value, "hex", None), str):
         key = str(value)
     else:
         return None
@@ -186,4 +183,6 @@ def keyed_hash(text: str, secret: bytes) -> str:
 
     Remembered for the last 16,384 texts: hashing anew would cost a request more than its bucket does.
     """
+    import hashlib  # loads OpenSSL: only those who hash wait for it
+
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=secret[:64], digest_size=16).hexdigest()

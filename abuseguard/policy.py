@@ -14,7 +14,7 @@ from abuseguard.buckets.store import Adjustment, Demand, Reply
 from abuseguard.decision import Decision, Outcome
 from abuseguard.errors import SettingsError
 from abuseguard.facts import RequestFacts
-from abuseguard.identity import Address, account_key
+from abuseguard.identity import Address, account_key, account_source
 from abuseguard.limit import Limit
 from abuseguard.rule import Rule, path_matcher
 from abuseguard.settings import Settings, limit_from
@@ -22,50 +22,59 @@ from abuseguard.tokens import Estimate, estimate_from_length, estimate_tokens
 
 _COMPILED_LIMITS = 1024
 _NANOSECONDS_PER_SECOND = 1_000_000_000
+# The account of requests that have neither account nor address.
+_NO_ONE = "ip:none"
+# Looking a member up in its enumeration costs as much as making the decision.
+_ALLOWED = Outcome.ALLOWED
 
 
 class RuleSet:
     """Rules that apply together, with what is the same for all requests that meet them."""
 
-    __slots__ = ("fixed", "max_delay_ns", "rules", "token_rules")
+    __slots__ = ("fixed_plan", "limits_tokens", "max_delay_ns", "rules")
 
     def __init__(self, rules: tuple[Rule, ...], max_delay_ns: int) -> None:
         self.rules = rules
+        #: How much longer than its capacity allows a request may wait instead of being denied.
         self.max_delay_ns = max_delay_ns
-        self.token_rules = tuple(rule for rule in rules if rule.limit.unit == "tokens")
-        #: The demands, if they are the same for every request.
-        self.fixed = (
-            tuple(rule.fixed_demand(max_delay_ns) for rule in rules) if all(rule.constant for rule in rules) else None
+        self.limits_tokens = any(rule.limit.unit == "tokens" for rule in rules)
+        #: The plan, if it is the same for every request.
+        self.fixed_plan = (
+            Plan(self, tuple(rule.fixed_demand(max_delay_ns) for rule in rules))
+            if all(rule.constant for rule in rules)
+            else None
         )
 
 
 @dataclass(slots=True)
 class Plan:
-    """What one request asks of the store.
+    """What one request asks of the store; often the same for all, so it does not say who asks, and is never changed.
 
     Args:
-        account: who asks.
-        rules, demands: the limits it meets, and what it asks of each.
+        rule_set: the limits it meets.
+        demands: what it asks of each of them.
         exempt: it is not limited at all.
         refused: it is not to be let in, whatever the store says.
         tokens: the LLM tokens reserved of each limit in tokens.
         estimate: what the reservation was made from; None for a request that calls no model.
-        max_delay_ns: how long it may be held back instead of denied.
     """
 
-    account: str
-    rules: Sequence[Rule] = ()
+    rule_set: RuleSet
     demands: Sequence[Demand] = ()
     exempt: bool = False
     refused: bool = False
     tokens: int = 0
     estimate: Estimate | None = None
-    max_delay_ns: int = 0
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The limits the request meets, in the order of its demands."""
+        return self.rule_set.rules
 
     @property
     def meters_tokens(self) -> bool:
         """Whether the tokens used have to be found out."""
-        return any(rule.limit.unit == "tokens" for rule in self.rules)
+        return self.rule_set.limits_tokens
 
 
 class Policy:
@@ -81,9 +90,9 @@ class Policy:
         self._max_delay_ns = round(settings.max_delay_seconds * _NANOSECONDS_PER_SECOND)
         self._addresses = settings.addresses
         self._address_header = settings.addresses.header if settings.addresses.needs_headers else ""
-        source = settings.account
-        self._account = None if isinstance(source, Address) else Callback("account", source, None)  # type: ignore[arg-type]
-        self._plan_name = settings.plan and Callback("plan", settings.plan, None)  # type: ignore[arg-type]
+        source = account_source(settings.account)
+        self._account = None if isinstance(source, Address) else Callback("account", source, None)
+        self._plan_name = Callback("plan", settings.plan, None) if callable(settings.plan) else None
         self._exempt_path = path_matcher(settings.exempt_paths)
         self._exempt = settings.exempt and Callback("exempt", settings.exempt, False)
         self._has_exemptions = bool(
@@ -96,14 +105,18 @@ class Policy:
         self._dynamic = [
             Callback(f"limits[{position}]", limit, None)
             for position, limit in enumerate(settings.limits)
-            if not isinstance(limit, Limit) and callable(limit)
+            if callable(limit)
         ]
         rules = [self._rule_of(limit) for limit in static]
         self._request_rules = tuple(rule for rule in rules if rule.limit.unit != "messages")
         self._message_rules = tuple(rule for rule in rules if rule.limit.unit == "messages")
-        selective = self._dynamic or any(rule.selective for rule in self._request_rules)
-        #: The rules of every request, if all requests meet the same.
-        self._everywhere = None if selective else self._request_rules
+        #: Whether different requests meet different limits.
+        self._selects = bool(self._dynamic) or any(rule.selective for rule in self._request_rules)
+        self._everywhere = RuleSet(self._request_rules, 0)
+        self._everywhere_delayed = RuleSet(self._request_rules, self._max_delay_ns)
+        self._nothing = RuleSet((), 0)
+        #: The plan of a request that is not limited.
+        self.exempted = Plan(self._nothing, exempt=True)
 
     @property
     def limits_tokens(self) -> bool:
@@ -131,7 +144,7 @@ class Policy:
         facts.address = address
         account = None if self._account is None else account_key(self._account(facts))
         if account is None:
-            account = "ip:" + address if address else "ip:none"
+            account = "ip:" + address if address else _NO_ONE
         facts.account = account
         if self._plan_name is not None:
             plan = self._plan_name(facts)
@@ -145,30 +158,32 @@ class Policy:
             may_delay: whether the caller can hold it back.
         """
         self.identify(facts)
-        account = facts.account
-        if account == "ip:none" and self.settings.missing_address != "shared":
+        if facts.account == _NO_ONE and self.settings.missing_address != "shared":
             refused = self.settings.missing_address == "deny"
-            return Plan(account, exempt=not refused, refused=refused)
+            return Plan(self._nothing, exempt=not refused, refused=refused)
         if self._has_exemptions and self._is_exempt(facts):
-            return Plan(account, exempt=True)
-        rules = self._everywhere
-        if rules is None:
+            return self.exempted
+        if self._selects:
             rules = self._matching(self._request_rules, facts)
-        return self._ask(facts, rules, self._max_delay_ns if may_delay else 0)
+            rule_set = self._rule_set_of(rules, self._max_delay_ns if may_delay else 0)
+        else:
+            rule_set = self._everywhere_delayed if may_delay else self._everywhere
+        return rule_set.fixed_plan or self._ask(facts, rule_set)
 
     def plan_message(self, facts: RequestFacts) -> Plan:
         """What one WebSocket message asks of the store, on a connection whose handshake was planned with ``facts``."""
         if self._has_exemptions and self._is_exempt(facts):
-            return Plan(facts.account, exempt=True)
-        return self._ask(facts, tuple(rule for rule in self._message_rules if rule.applies(facts)), 0)
+            return self.exempted
+        rule_set = self._rule_set_of(tuple(rule for rule in self._message_rules if rule.applies(facts)), 0)
+        return rule_set.fixed_plan or self._ask(facts, rule_set)
 
     def plan_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Plan:
         """What a request asks of limits of its own route, besides those of the settings."""
         self.identify(facts)
         if self._has_exemptions and self._is_exempt(facts):
-            return Plan(facts.account, exempt=True)
-        rules = tuple(rule for rule in map(self._rule_of, limits) if rule.applies(facts))
-        return self._ask(facts, rules, 0)
+            return self.exempted
+        rule_set = self._rule_set_of(tuple(rule for rule in map(self._rule_of, limits) if rule.applies(facts)), 0)
+        return rule_set.fixed_plan or self._ask(facts, rule_set)
 
     def _is_exempt(self, facts: RequestFacts) -> bool:
         settings = self.settings
@@ -200,20 +215,16 @@ class Policy:
                     found.append(rule)
         return tuple(found)
 
-    def _ask(self, facts: RequestFacts, rules: tuple[Rule, ...], max_delay_ns: int) -> Plan:
-        rule_set = self._rule_set_of(rules, max_delay_ns)
-        if rule_set.fixed is not None:
-            return Plan(facts.account, rules, rule_set.fixed, max_delay_ns=max_delay_ns)
-        estimate = self._estimate_tokens(facts) if rule_set.token_rules else None
+    def _ask(self, facts: RequestFacts, rule_set: RuleSet) -> Plan:
+        """The plan of a request whose demands depend on it."""
+        estimate = self._estimate_tokens(facts) if rule_set.limits_tokens else None
         tokens = estimate.total_tokens if estimate else 0
-        asked = []
-        demands = []
-        for rule in rules:
-            demand = rule.demand(facts, tokens, max_delay_ns)
-            if demand is not None:
-                asked.append(rule)
-                demands.append(demand)
-        return Plan(facts.account, asked, demands, tokens=tokens, estimate=estimate, max_delay_ns=max_delay_ns)
+        asked = [(rule, rule.demand(facts, tokens, rule_set.max_delay_ns)) for rule in rule_set.rules]
+        demands = [demand for _, demand in asked if demand is not None]
+        if len(demands) < len(asked):
+            rules = tuple(rule for rule, demand in asked if demand is not None)
+            rule_set = self._rule_set_of(rules, rule_set.max_delay_ns)
+        return Plan(rule_set, demands, tokens=tokens, estimate=estimate)
 
     def _estimate_tokens(self, facts: RequestFacts) -> Estimate | None:
         if self._estimate is not None:
@@ -231,35 +242,34 @@ class Policy:
             return estimate_from_length(facts.content_length, default_output_tokens=default)
         return None
 
-    def interpret(self, plan: Plan, reply: Reply) -> Decision:
+    def interpret(self, account: str, plan: Plan, reply: Reply) -> Decision:
         """What the store's answer to a plan means for the request."""
+        times_to_full_ns = reply.times_to_full_ns
         if reply.degraded:
-            return Decision(Outcome.DEGRADED, reply.allowed or not self._enforces, plan, reply.times_to_full_ns)
+            return Decision(Outcome.DEGRADED, reply.allowed or not self._enforces, account, plan, times_to_full_ns)
         if not reply.allowed:
-            return Decision(Outcome.DENIED, not self._enforces, plan, reply.times_to_full_ns)
-        if plan.max_delay_ns:
+            return Decision(Outcome.DENIED, not self._enforces, account, plan, times_to_full_ns)
+        if plan.rule_set.max_delay_ns:
             delay_ns = max(
                 (
                     (time_to_full_ns or 0) - rule.bucket.capacity_ns
-                    for rule, time_to_full_ns in zip(plan.rules, reply.times_to_full_ns, strict=True)
+                    for rule, time_to_full_ns in zip(plan.rules, times_to_full_ns, strict=True)
                 ),
                 default=0,
             )
             if delay_ns > 0:
-                return Decision(
-                    Outcome.DELAYED, True, plan, reply.times_to_full_ns, delay_ns if self._enforces else 0
-                )
-        return Decision(Outcome.ALLOWED, True, plan, reply.times_to_full_ns)
+                if not self._enforces:
+                    delay_ns = 0
+                return Decision(Outcome.DELAYED, True, account, plan, times_to_full_ns, delay_ns)
+        return Decision(_ALLOWED, True, account, plan, times_to_full_ns)
 
-    def without_store(self, plan: Plan) -> Decision | None:
-        """The decision that needs no store: exempt, refused, or nothing asked; None if the store is needed."""
+    def without_store(self, account: str, plan: Plan) -> Decision:
+        """The decision on a plan that asks nothing of the store: exempt, refused, or no limit met."""
         if plan.exempt:
-            return Decision(Outcome.EXEMPT, True, plan)
+            return Decision(Outcome.EXEMPT, True, account, plan)
         if plan.refused:
-            return Decision(Outcome.DENIED, not self._enforces, plan)
-        if not plan.demands:
-            return Decision(Outcome.ALLOWED, True, plan)
-        return None
+            return Decision(Outcome.DENIED, not self._enforces, account, plan)
+        return Decision(_ALLOWED, True, account, plan)
 
     def settlement(self, decision: Decision, used_tokens: int) -> list[Adjustment]:
         """How the limits in tokens have to be corrected, now that it is known how many were used."""
@@ -273,4 +283,3 @@ class Policy:
             for rule, demand in zip(plan.rules, plan.demands, strict=True)
             if rule.limit.unit == "tokens"
         ]
-

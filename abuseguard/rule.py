@@ -22,19 +22,31 @@ class Rule:
         limit: the limit.
     """
 
-    __slots__ = ("_cost", "_key", "_methods", "_path", "_plans", "_when", "bucket", "constant", "limit", "name", "selective")
+    __slots__ = (
+        "_cost",
+        "_fixed_cost",
+        "_key",
+        "_methods",
+        "_path",
+        "_plans",
+        "_when",
+        "bucket",
+        "constant",
+        "limit",
+        "name",
+        "selective",
+    )
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.name = limit.name
-        self.bucket = Bucket.per(
-            amount=limit.item.amount, period_seconds=limit.item.get_expiry(), capacity=limit.burst
-        )
+        self.bucket = Bucket.per(amount=limit.item.amount, period_seconds=limit.item.get_expiry(), capacity=limit.burst)
         self._path = path_matcher(limit.routes)
         self._methods = frozenset(limit.methods)
         self._plans = frozenset(limit.plans)
         self._when = limit.when and Callback(f"limits: {self.name}: when", limit.when, False)
         self._cost = Callback(f"limits: {self.name}: cost", limit.cost, 1) if callable(limit.cost) else None
+        self._fixed_cost = limit.cost if isinstance(limit.cost, int) else 1
         self._key = Callback(f"limits: {self.name}: per", limit.per, None) if callable(limit.per) else None
         #: Whether it is for some requests only.
         self.selective = bool(limit.routes or limit.methods or limit.plans or limit.when)
@@ -46,14 +58,13 @@ class Rule:
         return (
             (not self._methods or facts.method in self._methods)
             and (not self._plans or facts.plan in self._plans)
-            and (self._path is None or self._path(facts.path))
+            and (self._path is None or self._path(facts.path) is not None)
             and (self._when is None or bool(self._when(facts)))
         )
 
     def fixed_demand(self, extra_ns: int = 0) -> Demand:
         """The demand of a request with the limit's own constant cost, of the account that asks."""
-        cost = self.limit.cost if isinstance(self.limit.cost, int) else 1
-        return Demand(self.name, self.bucket.cost_ns(cost), self.bucket.capacity_ns + extra_ns)
+        return Demand(self.name, self.bucket.cost_ns(self._fixed_cost), self.bucket.capacity_ns + extra_ns)
 
     def demand(self, facts: RequestFacts, tokens: int, extra_ns: int = 0) -> Demand | None:
         """The demand of this request; None if the limit turns out to have no key for it.
@@ -72,7 +83,7 @@ class Rule:
 
     def _cost_of(self, facts: RequestFacts) -> int:
         if self._cost is None:
-            return self.limit.cost if isinstance(self.limit.cost, int) else 1
+            return self._fixed_cost
         cost = self._cost(facts)
         if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MOST_COST:
             self._cost.report(f"returned {cost!r}, expected a whole number from 0 to {_MOST_COST}")

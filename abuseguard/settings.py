@@ -20,7 +20,7 @@ from abuseguard._validation import (
 )
 from abuseguard.addresses import ClientAddresses
 from abuseguard.errors import SettingsError
-from abuseguard.identity import Address, AccountSource, account_source
+from abuseguard.identity import AccountSource, Address, account_source
 from abuseguard.limit import Limit
 from abuseguard.networks import Networks
 
@@ -109,7 +109,7 @@ class Settings:
     store_options: Mapping[str, Any] = field(default_factory=dict)
     key_prefix: str = "abuseguard"
     max_keys: int = 1_000_000
-    account: AccountSource | str = Address()
+    account: AccountSource | str = field(default_factory=Address)
     plan: Callable[[RequestFacts], str | None] | str | None = None
     trusted_proxies: Collection[str] | int = ()
     forwarded_header: ForwardedHeader = "x-forwarded-for"

@@ -14,8 +14,10 @@ _SWEEP_PER_ADMISSION = 2
 _EVICTION_ATTEMPTS = 64
 
 
-class Table:
+class Table(dict[str, int]):
     """key -> the instant at which its bucket is full, for at most ``max_keys`` keys.
+
+    A dictionary, so that a hit costs no more than one; only new keys go through ``admit``.
 
     Every key is also filed in a *wheel*, under the tick of the instant it had when it was filed. Taking tokens does
     not move it: the wheel is corrected only when its entry comes up, so a hit costs one dictionary write and each
@@ -23,11 +25,11 @@ class Table:
     The earliest tick holds what is, or will soonest be, full: the order in which forgetting loses least.
     """
 
-    __slots__ = ("_ticks", "_wheel", "full_at_ns", "max_keys")
+    __slots__ = ("_ticks", "_wheel", "max_keys")
 
     def __init__(self, max_keys: int) -> None:
+        super().__init__()
         self.max_keys = max_keys
-        self.full_at_ns: dict[str, int] = {}
         self._wheel: dict[int, list[str]] = {}
         self._ticks: list[int] = []
 
@@ -41,9 +43,9 @@ class Table:
             StoreFullError: the table is full of such buckets; the key was not added.
         """
         self._forget_full(now_ns)
-        if len(self.full_at_ns) >= self.max_keys:
+        if len(self) >= self.max_keys:
             self._evict(now_ns, worth_keeping_ns)
-        self.full_at_ns[key] = full_at_ns
+        self[key] = full_at_ns
         self._file(key, full_at_ns)
 
     def _file(self, key: str, full_at_ns: int) -> None:
@@ -72,9 +74,9 @@ class Table:
             if not self._ticks or self._ticks[0] >= now_tick:
                 return
             _, key = self._next()
-            full_at_ns = self.full_at_ns[key]
+            full_at_ns = self[key]
             if full_at_ns <= now_ns:
-                del self.full_at_ns[key]
+                del self[key]
             else:
                 self._file(key, full_at_ns)
 
@@ -85,7 +87,7 @@ class Table:
             if not self._ticks:
                 break
             tick, key = self._next()
-            full_at_ns = self.full_at_ns[key]
+            full_at_ns = self[key]
             if soonest_ns < 0 or full_at_ns < soonest_ns:
                 if soonest_ns >= 0:
                     self._file(soonest_key, soonest_ns)
@@ -97,4 +99,4 @@ class Table:
         if soonest_ns - now_ns > worth_keeping_ns:
             self._file(soonest_key, soonest_ns)
             raise StoreFullError(f"all {self.max_keys} buckets of this limit are in debt")
-        del self.full_at_ns[soonest_key]
+        del self[soonest_key]

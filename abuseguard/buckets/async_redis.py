@@ -10,7 +10,16 @@ from weakref import WeakKeyDictionary
 
 from abuseguard.buckets.breaker import CircuitBreaker
 from abuseguard.buckets.denied import DeniedKeys
-from abuseguard.buckets.redis import ADJUST, TAKE, Command, RedisCommands, Script, is_no_script, store_error
+from abuseguard.buckets.redis import (
+    ADJUST,
+    TAKE,
+    Command,
+    RedisCommands,
+    Script,
+    client_errors,
+    is_no_script,
+    store_error,
+)
 from abuseguard.buckets.store import Adjustment, Demand, Reply
 from abuseguard.clock import Clock, SystemClock
 from abuseguard.errors import StoreError
@@ -90,8 +99,7 @@ class _Flush:
     def __init__(self, loop: asyncio.AbstractEventLoop, storage: Any) -> None:
         self._loop = loop
         self._client = storage.bridge.get_connection()
-        errors = storage.base_exceptions
-        self._errors = (*(errors if isinstance(errors, tuple) else (errors,)), OSError, asyncio.TimeoutError)
+        self._errors = (*client_errors(storage), asyncio.TimeoutError)
         self._waiting: list[tuple[Command, Script | None, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -117,7 +125,7 @@ class _Flush:
             missing = {script for (_, script, _), answer in zip(waiting, answers, strict=True) if is_no_script(answer)}
             if missing:
                 answers = await self._load_and_repeat(missing, waiting, answers)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits must be answered
             failure = store_error(error)
             answers = [failure] * len(waiting)
         for (_, _, future), answer in zip(waiting, answers, strict=True):

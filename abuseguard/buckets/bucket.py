@@ -46,7 +46,7 @@ class Bucket:
 
     @classmethod
     def per(cls, *, amount: int, period_seconds: int, capacity: int | None = None) -> Bucket:
-        """The bucket that refills ``amount`` tokens every ``period_seconds`` and holds ``capacity`` (default: ``amount``).
+        """The bucket that refills ``amount`` tokens every ``period_seconds``; its capacity is the amount by default.
 
         The interval is rounded up to whole nanoseconds, so the bucket never grants more than was asked for, and
         less by at most one nanosecond a token.

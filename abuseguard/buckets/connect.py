@@ -49,7 +49,9 @@ def redis_storage(settings: Settings, *, asynchronous: bool) -> Any:
     library = "valkey" if settings.store.startswith("valkey") else "redis"
     try:
         client = __import__(library)
-        retry_module = __import__(f"{library}.asyncio.retry" if asynchronous else f"{library}.retry", fromlist=["Retry"])
+        retry_module = __import__(
+            f"{library}.asyncio.retry" if asynchronous else f"{library}.retry", fromlist=["Retry"]
+        )
         backoff = __import__(f"{library}.backoff", fromlist=["NoBackoff"])
     except ImportError:
         raise MissingExtraError(library, library) from None

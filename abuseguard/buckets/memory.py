@@ -33,23 +33,23 @@ class MemoryStore:
     Reply(allowed=True, times_to_full_ns=[60], degraded=False)
     """
 
-    __slots__ = ("_latest_ns", "_lock", "_max_keys", "_now_ns", "_tables")
+    __slots__ = ("_latest_ns", "_lock", "_now_ns", "_tables")
 
     def __init__(self, *, max_keys: int = DEFAULT_MAX_KEYS, clock: Clock | None = None) -> None:
         if isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1:
             raise SettingsError("max_keys", max_keys, "a whole number of at least 1")
-        self._max_keys = max_keys
         self._now_ns = (clock or SystemClock()).now_ns
         self._latest_ns = 0
         self._lock = threading.Lock()
-        self._tables: dict[str, Table] = {}
+        self._tables = _Tables(max_keys)
 
     def __len__(self) -> int:
         """Buckets kept now, over all limits."""
         with self._lock:
-            return sum(len(table.full_at_ns) for table in self._tables.values())
+            return sum(map(len, self._tables.values()))
 
     def take(self, account: str, demands: Sequence[Demand]) -> Reply:
+        tables = self._tables
         with self._lock:
             # A clock set back must neither grant nor lock out: time stands still until it has caught up.
             now_ns = self._now_ns()
@@ -58,86 +58,96 @@ class MemoryStore:
             else:
                 self._latest_ns = now_ns
             allowed = True
-            before_ns: list[int] = []
-            after_ns: list[int] = []
+            times_to_full_ns = []
             for bucket, cost_ns, capacity_ns, key in demands:
-                try:
-                    full_at_ns = self._tables[bucket].full_at_ns.get(key or account, 0)
-                except KeyError:
-                    self._tables[bucket] = Table(self._max_keys)
-                    full_at_ns = 0
-                time_to_full_ns = full_at_ns - now_ns if full_at_ns > now_ns else 0
-                before_ns.append(time_to_full_ns)
-                time_to_full_ns += cost_ns
-                after_ns.append(time_to_full_ns)
+                time_to_full_ns = tables[bucket].get(key or account, 0) - now_ns
+                time_to_full_ns = time_to_full_ns + cost_ns if time_to_full_ns > 0 else cost_ns
                 if time_to_full_ns > capacity_ns:
                     allowed = False
+                times_to_full_ns.append(time_to_full_ns)
             if not allowed:
-                return Reply(False, before_ns)
-            for position, (bucket, cost_ns, capacity_ns, key) in enumerate(demands):
+                return Reply(False, [time - demand[1] for time, demand in zip(times_to_full_ns, demands, strict=True)])
+            position = 0
+            for bucket, cost_ns, capacity_ns, key in demands:
                 if cost_ns:
-                    table = self._tables[bucket]
+                    table = tables[bucket]
                     owner = key or account
-                    full_at_ns = now_ns + after_ns[position]
-                    if owner in table.full_at_ns:
-                        table.full_at_ns[owner] = full_at_ns
-                        continue
-                    try:
-                        table.admit(owner, full_at_ns, now_ns, capacity_ns - cost_ns)
-                    except StoreFullError:
-                        self._take_back(account, demands[:position])
-                        raise
-            return Reply(True, after_ns)
+                    full_at_ns = now_ns + times_to_full_ns[position]
+                    if owner in table:
+                        table[owner] = full_at_ns
+                    else:
+                        self._admit(owner, full_at_ns, now_ns, account, demands, position)
+                position += 1  # noqa: SIM113 - enumerate builds a tuple each time
+        return Reply(True, times_to_full_ns)
 
-    def _take_back(self, account: str, demands: Sequence[Demand]) -> None:
-        """Undoes the part of a step that was written before one of its buckets found no room."""
-        for bucket, cost_ns, _, key in demands:
-            if cost_ns:
-                self._tables[bucket].full_at_ns[key or account] -= cost_ns
+    def _admit(
+        self, owner: str, full_at_ns: int, now_ns: int, account: str, demands: Sequence[Demand], position: int
+    ) -> None:
+        """Adds a new key; if there is no room for it, undoes what the step has written before."""
+        bucket, cost_ns, capacity_ns, _ = demands[position]
+        try:
+            self._tables[bucket].admit(owner, full_at_ns, now_ns, capacity_ns - cost_ns)
+        except StoreFullError:
+            for earlier in demands[:position]:
+                if earlier.cost_ns:
+                    self._tables[earlier.bucket][earlier.key or account] -= earlier.cost_ns
+            raise
 
     def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
         with self._lock:
             now_ns = max(self._now_ns(), self._latest_ns)
             for bucket, delta_ns, capacity_ns, key in adjustments:
-                table = self._tables.get(bucket)
-                if table is None:
-                    table = self._tables[bucket] = Table(self._max_keys)
+                table = self._tables[bucket]
                 owner = key or account
-                full_at_ns = table.full_at_ns.get(owner)
+                full_at_ns = table.get(owner)
                 if full_at_ns is not None:
-                    table.full_at_ns[owner] = max(full_at_ns, now_ns) + delta_ns
+                    table[owner] = max(full_at_ns, now_ns) + delta_ns
                 elif delta_ns > 0:
                     table.admit(owner, now_ns + delta_ns, now_ns, capacity_ns)
 
     def clear(self, account: str, buckets: Sequence[str]) -> None:
         with self._lock:
             for bucket in buckets:
-                table = self._tables.get(bucket)
-                if table is not None and account in table.full_at_ns:
+                table = self._tables[bucket]
+                if account in table:
                     # Set full rather than deleted: the wheel still has an entry for it, which will drop it.
-                    table.full_at_ns[account] = 0
+                    table[account] = 0
 
     def close(self) -> None:
         with self._lock:
             self._tables.clear()
 
 
+class _Tables(dict[str, Table]):
+    """The tables by the name of their limit, made when first asked for."""
+
+    __slots__ = ("_max_keys",)
+
+    def __init__(self, max_keys: int) -> None:
+        super().__init__()
+        self._max_keys = max_keys
+
+    def __missing__(self, bucket: str) -> Table:
+        table = self[bucket] = Table(self._max_keys)
+        return table
+
+
 class AsyncMemoryStore:
     """A ``MemoryStore`` for callers on an event loop: it never blocks, so it is called as it is."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("store",)
 
     def __init__(self, store: MemoryStore) -> None:
-        self._store = store
+        self.store = store
 
     async def take(self, account: str, demands: Sequence[Demand]) -> Reply:
-        return self._store.take(account, demands)
+        return self.store.take(account, demands)
 
     async def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
-        self._store.adjust(account, adjustments)
+        self.store.adjust(account, adjustments)
 
     async def clear(self, account: str, buckets: Sequence[str]) -> None:
-        self._store.clear(account, buckets)
+        self.store.clear(account, buckets)
 
     async def close(self) -> None:
-        self._store.close()
+        self.store.close()

@@ -99,7 +99,7 @@ class RedisStore:
     ) -> None:
         clock = clock or SystemClock()
         self._client = storage.get_connection()
-        self._errors = (*_as_tuple(storage.base_exceptions), OSError)
+        self._errors = client_errors(storage)
         self._commands = RedisCommands(key_prefix, secret)
         self._denied = DeniedKeys(clock)
         self.breaker = CircuitBreaker(clock)
@@ -148,5 +148,7 @@ def is_no_script(error: object) -> bool:
     return type(error).__name__ == "NoScriptError"
 
 
-def _as_tuple(value: Any) -> tuple[type[Exception], ...]:
-    return value if isinstance(value, tuple) else (value,)
+def client_errors(storage: Any) -> tuple[type[Exception], ...]:
+    """What a storage's client raises when the server cannot be asked, or does not do as it is told."""
+    errors = storage.base_exceptions
+    return (*(errors if isinstance(errors, tuple) else (errors,)), OSError)
