@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.redis_servers import RedisCluster, RedisSentinel, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# How long an example takes says nothing about the code on a machine that does other things as well.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("untimed")
 
 # Where this is set, only the optional packages that it names need be there, and tests of the others are skipped.
 # Everywhere else what is missing is an error, so that no test is skipped by accident.

@@ -180,13 +180,12 @@ class RedisServer:
 
     def __enter__(self) -> Self:
         # Another process may take a port between the look and the start.
-        for attempt in range(5):
-            self.port, tls_port = free_ports(2)
+        for attempts_left in (4, 3, 2, 1, 0):
             try:
-                self._start(tls_port)
-            except OSError:
+                self._start()
+            except BaseException as error:
                 self.stop()
-                if attempt == 4:
+                if not isinstance(error, OSError) or attempts_left == 0:
                     raise
             else:
                 break
@@ -195,7 +194,8 @@ class RedisServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _start(self, tls_port: int) -> None:
+    def _start(self) -> None:
+        self.port, tls_port = free_ports(2)
         self._process = _Process(port=self.port)
         self.unix_socket = self._process.directory / "socket"
         self._process.start(*self._arguments())
