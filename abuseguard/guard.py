@@ -8,7 +8,7 @@ from abuseguard._callback import Callback, logger
 from abuseguard.buckets.connect import async_store_for, store_for
 from abuseguard.buckets.fallback import Fallback
 from abuseguard.buckets.memory import AsyncMemoryStore
-from abuseguard.buckets.store import AsyncStore, Reply, Store
+from abuseguard.buckets.store import Adjustment, AsyncStore, Reply, Store
 from abuseguard.clock import Clock, SystemClock
 from abuseguard.decision import Decision, Outcome
 from abuseguard.errors import StoreError
@@ -38,9 +38,9 @@ class _GuardCore:
         self._observer = settings.observer and Callback("observer", settings.observer, None)
         self._response = settings.response and Callback("response", settings.response, None)
 
-    def _plan(self, facts: RequestFacts, may_delay: bool) -> Plan:
+    def _plan(self, facts: RequestFacts, may_delay: bool, limits: Sequence[Limit] = ()) -> Plan:
         try:
-            return self.policy.plan(facts, may_delay=may_delay)
+            return self.policy.plan(facts, may_delay, limits)
         except Exception:  # noqa: BLE001 - a fault of ours is no reason to fail the request
             # A request we do not understand is still the application's: it must not fail because of us.
             logger.exception("a request could not be read and is let through: %r", facts)
@@ -113,9 +113,9 @@ class Guard(_GuardCore):
         super().__init__(settings, clock)
         self._store = store or store_for(settings, self.clock)
 
-    def decide(self, facts: RequestFacts) -> Decision:
-        """Whether this request goes to the application. Never raises."""
-        return self._decide(facts, self._plan(facts, False))
+    def decide(self, facts: RequestFacts, limits: Sequence[Limit] = ()) -> Decision:
+        """Whether this request goes to the application, by the settings and its route's own limits. Never raises."""
+        return self._decide(facts, self._plan(facts, False, limits))
 
     def decide_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Decision:
         """The same for a route's own limits, besides those of the settings."""
@@ -135,7 +135,13 @@ class Guard(_GuardCore):
 
     def settle(self, decision: Decision, used_tokens: int) -> None:
         """Corrects the limits in tokens by what was really used."""
-        adjustments = self.policy.settlement(decision, used_tokens)
+        self._adjust(decision, self.policy.settlement(decision, used_tokens))
+
+    def refund(self, decision: Decision) -> None:
+        """Gives back what a request was charged that was let in and then not served after all."""
+        self._adjust(decision, self.policy.refund(decision))
+
+    def _adjust(self, decision: Decision, adjustments: Sequence[Adjustment]) -> None:
         if adjustments:
             try:
                 self._store.adjust(decision.account, adjustments)
@@ -165,9 +171,11 @@ class AsyncGuard(_GuardCore):
         self._memory = self._store.store if isinstance(self._store, AsyncMemoryStore) else None
 
     # These three return the coroutine of `_decide` instead of being coroutines around it: one frame less to wait through.
-    def decide(self, facts: RequestFacts, *, may_delay: bool = False) -> Awaitable[Decision]:
-        """Whether this request goes to the application. Never raises."""
-        return self._decide(facts, self._plan(facts, may_delay))
+    def decide(
+        self, facts: RequestFacts, limits: Sequence[Limit] = (), *, may_delay: bool = False
+    ) -> Awaitable[Decision]:
+        """Whether this request goes to the application, by the settings and its route's own limits. Never raises."""
+        return self._decide(facts, self._plan(facts, may_delay, limits))
 
     def decide_message(self, facts: RequestFacts) -> Awaitable[Decision]:
         """The same for one message on a WebSocket."""
@@ -194,7 +202,13 @@ class AsyncGuard(_GuardCore):
 
     async def settle(self, decision: Decision, used_tokens: int) -> None:
         """Corrects the limits in tokens by what was really used."""
-        adjustments = self.policy.settlement(decision, used_tokens)
+        await self._adjust(decision, self.policy.settlement(decision, used_tokens))
+
+    async def refund(self, decision: Decision) -> None:
+        """Gives back what a request was charged that was let in and then not served after all."""
+        await self._adjust(decision, self.policy.refund(decision))
+
+    async def _adjust(self, decision: Decision, adjustments: Sequence[Adjustment]) -> None:
         if adjustments:
             try:
                 await self._store.adjust(decision.account, adjustments)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
 from abuseguard.decision import Decision, Outcome
@@ -52,13 +53,13 @@ class LimitFields:
         clock: for ``X-RateLimit-Reset``, which is a time of day.
     """
 
-    __slots__ = ("_clock", "_draft", "_legacy", "_policy_of")
+    __slots__ = ("_clock", "_constant_of", "_draft", "_legacy")
 
     def __init__(self, dialect: HeaderDialect, clock: Clock) -> None:
         self._draft = dialect in ("draft-10", "both")
         self._legacy = dialect in ("legacy", "both")
         self._clock = clock
-        self._policy_of = lru_cache(_RULE_SETS_REMEMBERED)(_policy_fields)
+        self._constant_of = lru_cache(_RULE_SETS_REMEMBERED)(_Constant.of)
 
     def write(self, decision: Decision) -> Fields:
         """The fields for a decision: all limits if it was allowed, those in the way if it was denied."""
@@ -66,8 +67,9 @@ class LimitFields:
             return []
         fields: Fields = []
         if self._draft:
-            fields.append(self._policy_of(decision.plan.rule_set)[0])
-            state = self._state(decision)
+            constant = self._constant_of(decision.plan.rule_set)
+            fields.append(constant.field)
+            state = _state(decision, constant.buckets)
             if state:
                 fields.append(("RateLimit", state))
         if self._legacy:
@@ -80,29 +82,14 @@ class LimitFields:
             return []
         fields: EncodedFields = []
         if self._draft:
-            fields.append(self._policy_of(decision.plan.rule_set)[1])
-            state = self._state(decision)
+            constant = self._constant_of(decision.plan.rule_set)
+            fields.append(constant.encoded_field)
+            state = _state(decision, constant.buckets)
             if state:
                 fields.append((b"ratelimit", state.encode("ascii")))
         if self._legacy:
             fields += [(name.lower().encode(), value.encode()) for name, value in self._write_legacy(decision)]
         return fields
-
-    def _state(self, decision: Decision) -> str:
-        """The value of ``RateLimit``. Written out in full: it is rendered for every response."""
-        if decision.outcome is _DENIED:
-            # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
-            return ", ".join(
-                [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
-            )
-        states = []
-        for (name, capacity_ns, interval_ns), time_to_full_ns in zip(  # noqa: B905 - they are of one length
-            self._policy_of(decision.plan.rule_set)[2], decision.times_to_full_ns
-        ):
-            if time_to_full_ns is not None:
-                remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
-                states.append(f'"{name}";r={remaining};t={-(-time_to_full_ns // 1_000_000_000)}')
-        return ", ".join(states)
 
     def _write_legacy(self, decision: Decision) -> Fields:
         quotas = decision.denied_by or decision.quotas
@@ -117,17 +104,37 @@ class LimitFields:
         ]
 
 
-def _policy_fields(
-    rule_set: RuleSet,
-) -> tuple[tuple[str, str], tuple[bytes, bytes], list[tuple[str, int, int]]]:
-    """What is the same in every response to requests that meet these limits."""
-    items = []
-    for rule in rule_set.rules:
-        unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
-        items.append(f'"{rule.name}";q={rule.bucket.capacity};w={_seconds(rule.bucket.capacity_ns)}{unit}')
-    value = ", ".join(items)
-    buckets = [(rule.name, rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rule_set.rules]
-    return ("RateLimit-Policy", value), (b"ratelimit-policy", value.encode("ascii")), buckets
+class _Constant(NamedTuple):
+    """What is the same in every response to requests that meet the same limits."""
+
+    field: tuple[str, str]
+    encoded_field: tuple[bytes, bytes]
+    buckets: list[tuple[str, int, int]]
+
+    @classmethod
+    def of(cls, rule_set: RuleSet) -> _Constant:
+        items = []
+        for rule in rule_set.rules:
+            unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
+            items.append(f'"{rule.name}";q={rule.bucket.capacity};w={_seconds(rule.bucket.capacity_ns)}{unit}')
+        value = ", ".join(items)
+        buckets = [(rule.name, rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rule_set.rules]
+        return cls(("RateLimit-Policy", value), (b"ratelimit-policy", value.encode("ascii")), buckets)
+
+
+def _state(decision: Decision, buckets: list[tuple[str, int, int]]) -> str:
+    """The value of ``RateLimit``; its arithmetic is that of ``Bucket``, written out as every response needs it."""
+    if decision.outcome is _DENIED:
+        # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
+        return ", ".join(
+            [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
+        )
+    states = []
+    for (name, capacity_ns, interval_ns), time_to_full_ns in zip(buckets, decision.times_to_full_ns):  # noqa: B905
+        if time_to_full_ns is not None:
+            remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
+            states.append(f'"{name}";r={remaining};t={-(-time_to_full_ns // 1_000_000_000)}')
+    return ", ".join(states)
 
 
 def _seconds(duration_ns: int | None) -> int:

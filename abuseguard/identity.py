@@ -65,6 +65,8 @@ class ApiKey:
         if self.header == "authorization":
             _, space, credentials = value.partition(" ")
             value = credentials.strip() if space else value
+        if len(value) > _LONGEST_KEY:
+            return keyed_hash.__wrapped__(value, self.secret)  # not remembered: whoever calls chooses how long it is
         return keyed_hash(value, self.secret) if value else None
 
 
@@ -172,9 +174,19 @@ def account_key(value: object) -> str | None:
         return None
     if not key:
         return None
-    if len(key) > _LONGEST_KEY:
-        return "long:" + keyed_hash(key, b"")
+    key = short_key(key)
     return "account:" + key if key.startswith("ip:") else key
+
+
+def short_key(text: str) -> str:
+    """The text, or its hash if it has more than 128 characters: what a client sends must not fill a store.
+
+    >>> short_key("x" * 129)
+    'long:b9ee96f69e8210c624fee55d71d5a54f'
+    """
+    if len(text) <= _LONGEST_KEY:
+        return text
+    return "long:" + keyed_hash.__wrapped__(text, b"")  # not remembered: whoever calls chooses how long it is
 
 
 @lru_cache(_KEYS_REMEMBERED)

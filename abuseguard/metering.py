@@ -38,13 +38,13 @@ class Meter:
         max_body_bytes: the most that is kept of the response.
     """
 
-    __slots__ = ("_decision", "_usage", "complete", "started")
+    __slots__ = ("_decision", "_usage", "started")
 
     def __init__(self, decision: Decision, max_body_bytes: int) -> None:
         self._decision = decision
         self._usage = UsageMeter(max_bytes=max_body_bytes)
+        #: Whether there is a response.
         self.started = False
-        self.complete = False
 
     def start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """The response begins."""

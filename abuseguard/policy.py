@@ -150,12 +150,13 @@ class Policy:
             plan = self._plan_name(facts)
             facts.plan = plan if isinstance(plan, str) else None
 
-    def plan(self, facts: RequestFacts, *, may_delay: bool = False) -> Plan:
+    def plan(self, facts: RequestFacts, may_delay: bool = False, limits: Sequence[Limit] = ()) -> Plan:
         """What this request asks of the store.
 
         Args:
             facts: what is known of it; filled in with who is asking.
             may_delay: whether the caller can hold it back.
+            limits: its route's own limits, taken in one step with those of the settings.
         """
         self.identify(facts)
         if facts.account == _NO_ONE and self.settings.missing_address != "shared":
@@ -163,8 +164,8 @@ class Policy:
             return Plan(self._nothing, exempt=not refused, refused=refused)
         if self._has_exemptions and self._is_exempt(facts):
             return self.exempted
-        if self._selects:
-            rules = self._matching(self._request_rules, facts)
+        if self._selects or limits:
+            rules = self._matching(self._request_rules, facts, limits)
             rule_set = self._rule_set_of(rules, self._max_delay_ns if may_delay else 0)
         else:
             rule_set = self._everywhere_delayed if may_delay else self._everywhere
@@ -172,7 +173,7 @@ class Policy:
 
     def plan_message(self, facts: RequestFacts) -> Plan:
         """What one WebSocket message asks of the store, on a connection whose handshake was planned with ``facts``."""
-        if self._has_exemptions and self._is_exempt(facts):
+        if self._lets_pass(facts):
             return self.exempted
         rule_set = self._rule_set_of(tuple(rule for rule in self._message_rules if rule.applies(facts)), 0)
         return rule_set.fixed_plan or self._ask(facts, rule_set)
@@ -180,10 +181,16 @@ class Policy:
     def plan_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Plan:
         """What a request asks of limits of its own route, besides those of the settings."""
         self.identify(facts)
-        if self._has_exemptions and self._is_exempt(facts):
+        if self._lets_pass(facts):
             return self.exempted
         rule_set = self._rule_set_of(tuple(rule for rule in map(self._rule_of, limits) if rule.applies(facts)), 0)
         return rule_set.fixed_plan or self._ask(facts, rule_set)
+
+    def _lets_pass(self, facts: RequestFacts) -> bool:
+        """Whether a request that was let in is not limited at all."""
+        if facts.account == _NO_ONE and self.settings.missing_address != "shared":
+            return True
+        return self._has_exemptions and self._is_exempt(facts)
 
     def _is_exempt(self, facts: RequestFacts) -> bool:
         settings = self.settings
@@ -198,8 +205,9 @@ class Policy:
                 return True
         return self._exempt is not None and bool(self._exempt(facts))
 
-    def _matching(self, rules: tuple[Rule, ...], facts: RequestFacts) -> tuple[Rule, ...]:
+    def _matching(self, rules: tuple[Rule, ...], facts: RequestFacts, limits: Sequence[Limit] = ()) -> tuple[Rule, ...]:
         found = [rule for rule in rules if rule.applies(facts)]
+        further = list(map(self._rule_of, limits))
         for function in self._dynamic:
             given = function(facts)
             if given is None:
@@ -210,9 +218,10 @@ class Policy:
                 except SettingsError as error:
                     function.report(f"returned a limit that is wrong ({error})")
                     continue
-                rule = self._rule_of(limit)
-                if rule.applies(facts) and all(rule.name != other.name for other in found):
-                    found.append(rule)
+                further.append(self._rule_of(limit))
+        for rule in further:
+            if rule.applies(facts) and all(rule.name != other.name for other in found):
+                found.append(rule)
         return tuple(found)
 
     def _ask(self, facts: RequestFacts, rule_set: RuleSet) -> Plan:
@@ -282,4 +291,33 @@ class Policy:
             Adjustment(rule.name, rule.bucket.cost_ns(delta), rule.bucket.capacity_ns, demand.key)
             for rule, demand in zip(plan.rules, plan.demands, strict=True)
             if rule.limit.unit == "tokens"
+        ]
+
+    def join(self, first: Decision, second: Decision) -> Decision:
+        """Two decisions that let in the same request, as one: what its client is told, and what a refund gives back.
+
+        One that the store was not asked for, or could not be, has nothing to tell.
+        """
+        if not second.times_to_full_ns:
+            return first
+        if not first.times_to_full_ns:
+            return second
+        plan = Plan(
+            self._rule_set_of((*first.plan.rules, *second.plan.rules), first.plan.rule_set.max_delay_ns),
+            (*first.plan.demands, *second.plan.demands),
+            tokens=first.plan.tokens,
+            estimate=first.plan.estimate,
+        )
+        times_to_full_ns = (*first.times_to_full_ns, *second.times_to_full_ns)
+        return Decision(first.outcome, True, first.account, plan, times_to_full_ns, first.delay_ns)
+
+    def refund(self, decision: Decision) -> list[Adjustment]:
+        """What to give back for a request that was let in and then not served after all."""
+        if decision.outcome not in (Outcome.ALLOWED, Outcome.DELAYED):
+            return []
+        plan = decision.plan
+        return [
+            Adjustment(rule.name, -demand.cost_ns, rule.bucket.capacity_ns, demand.key)
+            for rule, demand in zip(plan.rules, plan.demands, strict=True)
+            if demand.cost_ns
         ]

@@ -10,6 +10,7 @@ from abuseguard.buckets.bucket import Bucket
 from abuseguard.buckets.store import Demand
 from abuseguard.decision import Quota
 from abuseguard.facts import RequestFacts
+from abuseguard.identity import short_key
 from abuseguard.limit import Limit
 
 _MOST_COST = 10**12
@@ -96,7 +97,7 @@ class Rule:
         if self._key is None:
             return f"ip:{facts.address}" if facts.address else None
         key = self._key(facts)
-        return f"{self.name}:{key}" if key is not None and key != "" else None
+        return short_key(f"{self.name}:{key}") if key is not None and key != "" else None
 
     def quota(self, time_to_full_ns: int, cost_ns: int) -> Quota:
         """Where the bucket stands, and how long a cost that was not taken would have to wait."""

@@ -1,11 +1,15 @@
-"""The guard in front of any WSGI application (PEP 3333): Flask, Django, Bottle, Falcon and the rest."""
+"""The guard in front of any WSGI application (PEP 3333), and what the adapters of WSGI frameworks build on.
+
+Everything passes through as it comes: nothing is buffered but a declared, small request body when a limit in tokens
+needs it for an estimate, and a response body is wrapped only where its tokens have to be found out.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from abuseguard.clock import Clock
 from abuseguard.decision import Decision
@@ -18,7 +22,7 @@ from abuseguard.settings import Settings
 from abuseguard.tokens import Ending
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 _CGI_NAMES = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -41,9 +45,25 @@ class WsgiHeaders:
 
 
 class WsgiFacts(RequestFacts):
-    """The facts of a WSGI request; the environment is ``native``."""
+    """The facts of a WSGI request.
+
+    Args:
+        environ: its environment.
+        path: its path, decoded.
+        native: the framework's own object, or the environment.
+    """
 
     __slots__ = ()
+
+    # Written out, as one is made for every request: the inherited one takes twice as long.
+    def __init__(self, environ: WSGIEnvironment, path: str, native: Any) -> None:
+        self.method = environ.get("REQUEST_METHOD", "")
+        self.path = path
+        self.headers = WsgiHeaders(environ)
+        self.peer = environ.get("REMOTE_ADDR")
+        self.native = native
+        self.body = self.content_length = self.address = self.plan = None
+        self.account = ""
 
     def user(self) -> object | None:
         """What the server's or another middleware's authentication found (``REMOTE_USER``)."""
@@ -53,19 +73,18 @@ class WsgiFacts(RequestFacts):
 
 def facts_of(environ: WSGIEnvironment) -> WsgiFacts:
     """The facts of a request."""
-    # PEP 3333 hands paths over as bytes in disguise.
-    path = (environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1", "replace")
-    return WsgiFacts(
-        environ.get("REQUEST_METHOD", ""),
-        path.decode("utf-8", "replace") or "/",
-        WsgiHeaders(environ),
-        environ.get("REMOTE_ADDR"),
-        environ,
-    )
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if not path.isascii():
+        # PEP 3333 hands paths over as bytes in disguise.
+        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+    return WsgiFacts(environ, path or "/", environ)
 
 
 class AbuseGuardMiddleware:
     """Limits the accounts of a WSGI application.
+
+    While the application is being called, ``environ["abuseguard"]`` is its exchange: ``decision`` tells how the request
+    was let in, and ``exchange.decide_limits([Limit(...)])`` asks limits of the route's own.
 
     Args:
         app: the application behind it.
@@ -97,44 +116,99 @@ class AbuseGuardMiddleware:
         decision = guard.decide(facts)
         if not decision.admitted:
             return send_answer(environ, start_response, guard.answer(facts, decision))
-        exchange = WsgiExchange(guard, facts, decision, start_response)
-        environ["abuseguard"] = exchange
-        if not (self._meters and decision.plan.meters_tokens):
-            return self.app(environ, exchange.start_response)
-        exchange.meter = Meter(decision, guard.settings.max_body_bytes)
-        try:
-            return MeteredBody(self.app(environ, exchange.start_response), exchange)
-        except BaseException:
-            exchange.settle(Ending.RAISED)
-            raise
+        exchange = WsgiExchange(guard, start_response)
+        exchange.admit(facts, decision)
+        return exchange.run(self.app, environ)
 
 
-class WsgiExchange:
-    """One request that was admitted, until its response has gone; in the environment as ``"abuseguard"``.
+class Exchange:
+    """One request from its admission until its response has gone.
 
     Args:
-        guard: who decided.
-        facts, decision: on what, and how.
+        guard: who decides.
+    """
+
+    __slots__ = ("_reserved", "decision", "facts", "guard", "meter", "tells")
+
+    #: What the request was admitted on, and how; with the limits of its route once those were asked.
+    facts: RequestFacts
+    decision: Decision
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        #: What watches the response, if the tokens used have to be found out.
+        self.meter: Meter | None = None
+        #: Whether the response is to tell the client its limits.
+        self.tells = False
+
+    def admit(self, facts: RequestFacts, decision: Decision) -> None:
+        """The guard has let the request in."""
+        self.facts = facts
+        self.decision = self._reserved = decision
+        self.tells = True
+        if decision.plan.meters_tokens:
+            self.meter = Meter(decision, self.guard.settings.max_body_bytes)
+
+    def decide_limits(self, limits: Sequence[Limit]) -> Answer | None:
+        """Asks limits of the route's own, besides those of the settings.
+
+        Returns:
+            None if the request may go on; the answer to give to it if not.
+        """
+        decision = self.guard.decide_limits(self.facts, limits)
+        if decision.admitted:
+            self.decision = self.guard.policy.join(self.decision, decision)
+            return None
+        if self.tells:
+            # A denied request costs nothing, of the other limits either; and its answer tells its own limits.
+            self.tells = False
+            self.meter = None
+            self.guard.refund(self._reserved)
+        return self.guard.answer(self.facts, decision)
+
+    def settle(self, ending: Ending) -> None:
+        """Charges the tokens used; only the first call counts."""
+        meter, self.meter = self.meter, None
+        if meter is not None:
+            self.guard.settle(self._reserved, meter.used_tokens(ending))
+
+
+class WsgiExchange(Exchange):
+    """An exchange whose response is started by ``start_response``; in the environment as ``"abuseguard"``.
+
+    Args:
+        guard: who decides.
         start_response: the server's end.
     """
 
-    __slots__ = ("_start_response", "decision", "facts", "guard", "meter", "route_decision")
+    __slots__ = ("_start_response",)
 
-    def __init__(self, guard: Guard, facts: RequestFacts, decision: Decision, start_response: StartResponse) -> None:
+    def __init__(self, guard: Guard, start_response: StartResponse) -> None:
         self.guard = guard
-        self.facts = facts
-        self.decision = decision
-        self.meter: Meter | None = None
-        #: What the limits of the route itself said last, if it has any.
-        self.route_decision: Decision | None = None
+        self.meter = None
+        self.tells = False
         self._start_response = start_response
 
-    def decide_limits(self, limits: Sequence[Limit]) -> Answer | None:
-        """Asks a route's own limits; returns the answer to give if they deny."""
-        self.route_decision = self.guard.decide_limits(self.facts, limits)
-        if self.route_decision.admitted:
-            return None
-        return self.guard.answer(self.facts, self.route_decision)
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """Calls the application, and settles once its response has gone."""
+        environ["abuseguard"] = self
+        try:
+            body = app(environ, self.start_response)
+        except BaseException:
+            self.settle(Ending.RAISED)
+            raise
+        finally:
+            # The environment holds the exchange, whose facts hold the environment: without this every request would
+            # be left to the cycle collector.
+            environ.pop("abuseguard", None)
+        if self.meter is None:
+            return body
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+            # The server knows it by its type, and sends it without reading it.
+            self.settle(Ending.COMPLETE)
+            return body
+        return MeteredBody(body, self)
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -142,10 +216,12 @@ class WsgiExchange:
         """Starts the application's response, with the fields that tell the client its limits."""
         meter = self.meter
         if meter is not None:
-            meter.start(int(status[:3]) if status[:3].isdigit() else 0, headers)
-        fields = self.guard.fields(self.route_decision or self.decision)
-        if fields:
-            headers = [*headers, *fields]
+            code = status[:3]
+            meter.start(int(code) if code.isdecimal() else 0, headers)
+        if self.tells:
+            fields = self.guard.fields(self.decision)
+            if fields:
+                headers = [*headers, *fields]
         write = self._start_response(status, headers, exc_info) if exc_info else self._start_response(status, headers)
         if meter is None:
             return write
@@ -156,26 +232,20 @@ class WsgiExchange:
 
         return metered_write
 
-    def settle(self, ending: Ending) -> None:
-        """Charges the tokens used; only the first call counts."""
-        meter, self.meter = self.meter, None
-        if meter is not None:
-            self.guard.settle(self.decision, meter.used_tokens(Ending.COMPLETE if meter.complete else ending))
-
 
 class MeteredBody:
     """A response body that is watched as the server takes it.
 
     Args:
-        body: what the application returned.
+        body: what the application returned: parts in bytes, or in text where a framework will encode them.
         exchange: what it belongs to.
     """
 
     __slots__ = ("_body", "_chunks", "_exchange")
 
-    def __init__(self, body: Iterable[bytes], exchange: WsgiExchange) -> None:
+    def __init__(self, body: Iterable[Any], exchange: Exchange) -> None:
         self._body = body
-        self._chunks: Iterator[bytes] | None = None
+        self._chunks: Iterator[Any] | None = None
         self._exchange = exchange
 
     def __iter__(self) -> MeteredBody:
@@ -185,21 +255,21 @@ class MeteredBody:
         # Servers send a Content-Length of their own for a body of one part, so its length must be the body's own.
         return len(self._body)  # type: ignore[arg-type]
 
-    def __next__(self) -> bytes:
-        meter = self._exchange.meter
+    def __next__(self) -> Any:
+        exchange = self._exchange
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
             chunk = next(self._chunks)
         except StopIteration:
-            if meter is not None:
-                meter.complete = meter.started
+            meter = exchange.meter
+            exchange.settle(Ending.COMPLETE if meter is not None and meter.started else Ending.RAISED)
             raise
         except BaseException:
-            self._exchange.settle(Ending.RAISED)
+            exchange.settle(Ending.RAISED)
             raise
-        if meter is not None:
-            meter.feed(chunk)
+        if exchange.meter is not None:
+            exchange.meter.feed(chunk_bytes(chunk))
         return chunk
 
     def close(self) -> None:
@@ -210,6 +280,15 @@ class MeteredBody:
                 close()
         finally:
             self._exchange.settle(Ending.DISCONNECTED)
+
+
+def chunk_bytes(chunk: object) -> bytes:
+    """A part of a body as bytes; none of what no server will take."""
+    if isinstance(chunk, bytes):
+        return chunk
+    if isinstance(chunk, str):
+        return chunk.encode("utf-8", "replace")
+    return bytes(chunk) if isinstance(chunk, (bytearray, memoryview)) else b""
 
 
 def send_answer(environ: WSGIEnvironment, start_response: StartResponse, answer: Answer) -> Iterable[bytes]:
@@ -227,5 +306,25 @@ def read_for_estimate(facts: RequestFacts, environ: WSGIEnvironment, max_body_by
     """Reads the body if an estimate needs it, and leaves it in the environment to be read again."""
     length = readable_length(facts, max_body_bytes)
     if length:
-        facts.body = environ["wsgi.input"].read(length)
-        environ["wsgi.input"] = io.BytesIO(facts.body)
+        facts.body, environ["wsgi.input"] = read_ahead(environ["wsgi.input"], length)
+
+
+def read_ahead(stream: Any, length: int) -> tuple[bytes, InputStream]:
+    """What can be read of a stream, and a stream that reads the same, or fails the same, once more."""
+    try:
+        body = stream.read(length)
+    except Exception as error:  # noqa: BLE001 - servers raise what they like, and it is the application's to deal with
+        return b"", _FailedInput(error)
+    return body, io.BytesIO(body)
+
+
+class _FailedInput:
+    """A stream that fails as the one did that it stands for."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def read(self, *_: object) -> NoReturn:
+        raise self._error
+
+    readline = readlines = __iter__ = read

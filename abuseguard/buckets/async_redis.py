@@ -17,6 +17,7 @@ from abuseguard.buckets.redis import (
     RedisCommands,
     Script,
     client_errors,
+    clients_of,
     is_no_script,
     store_error,
 )
@@ -98,8 +99,9 @@ class _Flush:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, storage: Any) -> None:
         self._loop = loop
+        self._bridge = storage.bridge
         self._client = storage.bridge.get_connection()
-        self._errors = (*client_errors(storage), asyncio.TimeoutError)
+        self._errors: tuple[type[Exception], ...] = (*client_errors(storage), asyncio.TimeoutError)
         self._waiting: list[tuple[Command, Script | None, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -115,8 +117,9 @@ class _Flush:
         return answer
 
     async def close(self) -> None:
-        with contextlib.suppress(*self._errors):
-            await self._client.aclose()
+        for client in clients_of(self._bridge):
+            with contextlib.suppress(*self._errors):
+                await client.aclose()
 
     async def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []

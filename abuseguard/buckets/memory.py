@@ -50,6 +50,7 @@ class MemoryStore:
 
     def take(self, account: str, demands: Sequence[Demand]) -> Reply:
         tables = self._tables
+        times_to_full_ns: list[int] = []
         with self._lock:
             # A clock set back must neither grant nor lock out: time stands still until it has caught up.
             now_ns = self._now_ns()
@@ -57,41 +58,37 @@ class MemoryStore:
                 now_ns = self._latest_ns
             else:
                 self._latest_ns = now_ns
-            allowed = True
-            times_to_full_ns = []
             for bucket, cost_ns, capacity_ns, key in demands:
-                time_to_full_ns = tables[bucket].get(key or account, 0) - now_ns
-                time_to_full_ns = time_to_full_ns + cost_ns if time_to_full_ns > 0 else cost_ns
+                table = tables[bucket]
+                owner = key or account
+                full_at_ns = table.get(owner)
+                if full_at_ns is None or full_at_ns <= now_ns:
+                    time_to_full_ns = cost_ns
+                else:
+                    time_to_full_ns = full_at_ns - now_ns + cost_ns
                 if time_to_full_ns > capacity_ns:
-                    allowed = False
+                    self._undo(account, demands, len(times_to_full_ns))
+                    return Reply(False, self._times_to_full_ns(account, demands, now_ns))
+                if full_at_ns is not None:
+                    table[owner] = now_ns + time_to_full_ns
+                elif cost_ns:
+                    try:
+                        table.admit(owner, now_ns + cost_ns, now_ns, capacity_ns - cost_ns)
+                    except StoreFullError:
+                        self._undo(account, demands, len(times_to_full_ns))
+                        raise
                 times_to_full_ns.append(time_to_full_ns)
-            if not allowed:
-                return Reply(False, [time - demand[1] for time, demand in zip(times_to_full_ns, demands, strict=True)])
-            position = 0
-            for bucket, cost_ns, capacity_ns, key in demands:
-                if cost_ns:
-                    table = tables[bucket]
-                    owner = key or account
-                    full_at_ns = now_ns + times_to_full_ns[position]
-                    if owner in table:
-                        table[owner] = full_at_ns
-                    else:
-                        self._admit(owner, full_at_ns, now_ns, account, demands, position)
-                position += 1  # noqa: SIM113 - enumerate builds a tuple each time
         return Reply(True, times_to_full_ns)
 
-    def _admit(
-        self, owner: str, full_at_ns: int, now_ns: int, account: str, demands: Sequence[Demand], position: int
-    ) -> None:
-        """Adds a new key; if there is no room for it, undoes what the step has written before."""
-        bucket, cost_ns, capacity_ns, _ = demands[position]
-        try:
-            self._tables[bucket].admit(owner, full_at_ns, now_ns, capacity_ns - cost_ns)
-        except StoreFullError:
-            for earlier in demands[:position]:
-                if earlier.cost_ns:
-                    self._tables[earlier.bucket][earlier.key or account] -= earlier.cost_ns
-            raise
+    def _undo(self, account: str, demands: Sequence[Demand], taken: int) -> None:
+        """Gives back what the first demands of a step took, before one of them could not be met."""
+        for bucket, cost_ns, _, key in demands[:taken]:
+            if cost_ns:
+                self._tables[bucket][key or account] -= cost_ns
+
+    def _times_to_full_ns(self, account: str, demands: Sequence[Demand], now_ns: int) -> list[int]:
+        tables = self._tables
+        return [max(0, tables[bucket].get(key or account, 0) - now_ns) for bucket, _, _, key in demands]
 
     def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ of an account into one slot of a cluster.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -98,6 +99,7 @@ class RedisStore:
         self, storage: Any, *, key_prefix: str = "abuseguard", secret: bytes = b"", clock: Clock | None = None
     ) -> None:
         clock = clock or SystemClock()
+        self._storage = storage
         self._client = storage.get_connection()
         self._errors = client_errors(storage)
         self._commands = RedisCommands(key_prefix, secret)
@@ -123,7 +125,9 @@ class RedisStore:
             self._denied.forget(account, [(bucket, None) for bucket in buckets])
 
     def close(self) -> None:
-        self._client.close()
+        for client in clients_of(self._storage):
+            with contextlib.suppress(*self._errors):
+                client.close()
 
     def _run(self, command: Command, script: Script | None) -> Any:
         self.breaker.enter()
@@ -146,6 +150,13 @@ class RedisStore:
 def is_no_script(error: object) -> bool:
     """Whether Redis answered that it does not know a script, in any client library."""
     return type(error).__name__ == "NoScriptError"
+
+
+def clients_of(holder: Any) -> list[Any]:
+    """Every client that a storage, or the bridge of an asynchronous one, has opened: all are to be closed."""
+    sentinel = getattr(holder, "sentinel", None)
+    clients = [getattr(holder, name, None) for name in ("storage", "storage_slave", "storage_replica")]
+    return [client for client in (*clients, *getattr(sentinel, "sentinels", ())) if client is not None]
 
 
 def client_errors(storage: Any) -> tuple[type[Exception], ...]:
