@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from abuseguard.demo.connection import Answer, Connection, open_connection
-from abuseguard.demo.server import LOG_TIME_HEADER, MAX_OUTPUT_TOKENS, OUTCOME_HEADER, OUTPUT_TOKENS_HEADER
+from abuseguard.demo.log_time import OUTCOME_HEADER, POSITION_HEADER, TIME_HEADER
+from abuseguard.demo.server import MAX_OUTPUT_TOKENS, OUTPUT_TOKENS_HEADER
 from abuseguard.demo.server_process import HOST, ServerError, ServerProcess
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Driver:
         self._server = server
         self._speed = pace.speed
         self._tally = tally
+        self._taken = 0
         self._waiting_since: dict[Connection, float] = {}
         self._started: tuple[float, float] | None = None
 
@@ -98,11 +100,12 @@ class _Driver:
         connection = await open_connection(HOST, self._server.port)
         try:
             for request in self._requests:
+                position, self._taken = self._taken, self._taken + 1
                 if self._speed is not None:
                     await self._sleep_until(request.ts, self._speed)
                 if not connection.reusable:
                     connection = await open_connection(HOST, self._server.port)
-                await self._send(connection, request)
+                await self._send(connection, request, position)
         finally:
             connection.close()
 
@@ -113,8 +116,9 @@ class _Driver:
         first_ts, started = self._started
         await asyncio.sleep(max(0.0, started + (ts - first_ts) / speed - now))
 
-    async def _send(self, connection: Connection, request: LoggedRequest) -> None:
+    async def _send(self, connection: Connection, request: LoggedRequest, position: int) -> None:
         method, target, headers, body = http_request(request)
+        headers.append((POSITION_HEADER.encode(), b"%d" % position))
         start = time.perf_counter()
         self._waiting_since[connection] = start
         try:
@@ -142,7 +146,7 @@ def http_request(request: LoggedRequest) -> tuple[str, str, list[tuple[bytes, by
         (b"host", b"localhost"),
         (b"authorization", b"Bearer sk-demo-" + _key(request.account)),
         (b"user-agent", _field(request.user_agent)),
-        (LOG_TIME_HEADER.encode(), b"%d" % round(request.ts * 1_000_000_000)),
+        (TIME_HEADER.encode(), b"%d" % round(request.ts * 1_000_000_000)),
         (OUTPUT_TOKENS_HEADER.encode(), b"%d" % max(1, request.output_tokens)),
     ]
     if request.ip:

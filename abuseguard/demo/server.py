@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from abuseguard.clock import ManualClock
+from abuseguard.demo.log_time import LogTime, note_decision
 
-LOG_TIME_HEADER = "x-demo-log-time-ns"
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
 OUTPUT_TOKENS_HEADER = "x-demo-output-tokens"
-OUTCOME_HEADER = "x-demo-outcome"
 DEFAULT_OUTPUT_TOKENS = 64
 MAX_OUTPUT_TOKENS = 32_768
 STREAMED_PIECES = 4
@@ -31,12 +32,6 @@ takes one out , and whoever finds it empty comes back a little later . Nobody ha
 because the only thing worth writing down is when the bucket will be full again ."""
 _WORDS = _PROSE.split()
 _TEXT = _WORDS * (MAX_OUTPUT_TOKENS // len(_WORDS) + 2)
-
-_Scope = MutableMapping[str, Any]
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
-_Application = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +63,6 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
 
 
-class LogTime:
-    """Sets a clock to the time that each request carries, never back; and tells the driver how the guard decided.
-
-    Outside the guard, so that a request is decided at its own time of the log, however many are under way.
-    """
-
-    def __init__(self, app: _Application, *, clock: ManualClock | None) -> None:
-        self.app = app
-        self._clock = clock
-
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        clock = self._clock
-        if clock is not None:
-            wanted = LOG_TIME_HEADER.encode()
-            for name, value in scope["headers"]:
-                if name == wanted and value.isdigit() and len(value) < 22:
-                    clock.set_ns(max(clock.now_ns(), int(value)))
-
-        async def send_with_outcome(message: _Message) -> None:
-            if message["type"] == "http.response.start" and OUTCOME_HEADER in scope:
-                message["headers"] = [*message["headers"], (OUTCOME_HEADER.encode(), scope[OUTCOME_HEADER].encode())]
-            await send(message)
-
-        await self.app(scope, receive, send_with_outcome)
-
-
 def build_app(options: ServerOptions) -> FastAPI:
     """The demo's application.
 
@@ -125,13 +91,9 @@ def _protect(app: FastAPI, options: ServerOptions, clock: ManualClock | None) ->
         account=ApiKey(),
         trusted_proxies=["127.0.0.1"],
         exempt_paths=["/healthz"],
-        observer=_note_outcome,
+        observer=note_decision,
     )
     app.add_middleware(AbuseGuardMiddleware, settings=settings, clock=clock)
-
-
-def _note_outcome(facts: Any, decision: Any) -> None:
-    facts.native[OUTCOME_HEADER] = decision.outcome.value
 
 
 async def _complete(body: ChatRequest, x_demo_output_tokens: int = Header(DEFAULT_OUTPUT_TOKENS, ge=1)) -> Response:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from abuseguard.demo import driver
 from abuseguard.demo.connection import Answer
 from abuseguard.demo.driver import Pace, drive, http_request, used_tokens
-from abuseguard.demo.server import LOG_TIME_HEADER, ServerOptions
+from abuseguard.demo.log_time import TIME_HEADER
+from abuseguard.demo.server import ServerOptions
 from abuseguard.demo.server_process import ServerError, ServerProcess
 from abuseguard.demo.tally import Tally
 from abuseguard.demo.trace import START, demo_kind, demo_requests
@@ -100,7 +101,7 @@ def test_a_request_carries_what_the_log_says():
     assert received.headers[b"x-forwarded-for"] == b"39.218.51.197"
     assert received.headers[b"user-agent"] == b"okhttp/4.34.0"
     assert received.headers[b"x-session-id"] == b"s-1"
-    assert received.headers[LOG_TIME_HEADER.encode()] == b"1764547220888000000"
+    assert received.headers[TIME_HEADER.encode()] == b"1764547220888000000"
     assert json.loads(received.body) == {
         "model": "m-large",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why\n?"}],
@@ -114,7 +115,7 @@ def test_requests_are_sent_in_the_order_of_the_log():
     requests = [LoggedRequest(ts=float(n), account="a") for n in range(50)]
     with recording_server() as server:
         run(requests, server, concurrency=1)
-    assert [int(received.headers[LOG_TIME_HEADER.encode()]) for received in server.received] == [
+    assert [int(received.headers[TIME_HEADER.encode()]) for received in server.received] == [
         n * 10**9 for n in range(50)
     ]
 
@@ -212,8 +213,18 @@ def test_the_limits_hold_on_the_logs_own_time():
     with ServerProcess(ServerOptions(limits=("60/minute burst=20",))) as server:
         tally = run(requests, server, concurrency=8)
     assert tally.accounts["slow"].denied == 0
-    assert 2 * 28 <= tally.accounts["greedy"].allowed <= 2 * 30
+    assert tally.accounts["greedy"].allowed == 2 * (20 + 9)
     assert tally.total.denied == 200 - tally.accounts["greedy"].allowed
+
+
+def test_how_many_are_under_way_changes_no_decision():
+    denied = []
+    for concurrency in (1, 32):
+        with ServerProcess(ServerOptions(limits=("20/minute burst=10",))) as server:
+            tally = run(demo_requests()[:800], server, concurrency=concurrency)
+            denied.append({account: count.denied for account, count in tally.accounts.items()})
+    assert denied[0] == denied[1]
+    assert sum(denied[0].values()) > 100
 
 
 def test_of_its_own_traffic_only_the_harvesting_is_denied():
