@@ -8,7 +8,6 @@ scheme ``abuseguard+memory``.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from math import floor
 from typing import Any
 
@@ -30,19 +29,44 @@ class _Counter(Record):
 
 
 class _Log(Record):
-    """A moving window: runs of hits at one instant, oldest first. A hit that costs 10,000 is one run."""
+    """A moving window: runs of hits at one instant, oldest first. A hit that costs 10,000 is one run.
 
-    __slots__ = ("count", "runs")
+    A list that is cut when half of it is past, since a deque takes 600 bytes even for one run.
+    """
+
+    __slots__ = ("count", "past", "runs")
 
     def __init__(self) -> None:
-        self.runs: deque[tuple[int, int]] = deque()
+        self.runs: list[tuple[int, int]] = []
+        self.past = 0
         self.count = 0
 
     def trim(self, oldest_ns: int) -> None:
         """Forgets the runs before ``oldest_ns``."""
-        runs = self.runs
-        while runs and runs[0][0] < oldest_ns:
-            self.count -= runs.popleft()[1]
+        runs, past = self.runs, self.past
+        while past < len(runs) and runs[past][0] < oldest_ns:
+            self.count -= runs[past][1]
+            past += 1
+        if 2 * past >= len(runs):
+            del runs[:past]
+            past = 0
+        self.past = past
+
+    def newest(self, amount: int, since_ns: int) -> tuple[int, int] | None:
+        """Of the newest ``amount`` after ``since_ns``, when the oldest came, and how many they are; None if none."""
+        first, count = self.past, self.count
+        if count and self.runs[first][0] <= since_ns:
+            count -= self.runs[first][1]
+            first += 1
+        if not count:
+            return None
+        if count <= amount:
+            return self.runs[first][0], count
+        count, position = 0, len(self.runs)
+        while count < amount:
+            position -= 1
+            count += self.runs[position][1]
+        return self.runs[position][0], amount
 
 
 class _Counters(Record):
@@ -186,18 +210,16 @@ class WindowStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
             since_ns = now_ns - expiry * NANOSECONDS_PER_SECOND
             log = self._logs.find(key, now_ns)
             start_ns, count = now_ns, 0
-            for at_ns, run in reversed(log.runs) if log is not None else ():
-                if at_ns <= since_ns or count >= limit:
-                    break
-                start_ns = at_ns
-                count += run
-            return self._timestamp(start_ns, now_ns), min(count, limit)
+            if log is not None:
+                log.trim(since_ns)
+                start_ns, count = log.newest(limit, since_ns) or (now_ns, 0)
+            return self._timestamp(start_ns, now_ns), count
 
     def release_entries(self, key: str, amount: int) -> None:
         """Takes ``amount`` back out of a moving window, newest first; not part of ``limits``' protocol."""
         with self._lock:
             log = self._logs.find(key, self._now_ns())
-            while log is not None and log.runs and amount > 0:
+            while log is not None and log.past < len(log.runs) and amount > 0:
                 at_ns, run = log.runs.pop()
                 log.count -= min(run, amount)
                 if run > amount:

@@ -182,6 +182,15 @@ def test_a_large_cost_in_a_moving_window_is_one_entry():
     assert not limiter.test(item, "alice")
 
 
+def test_a_moving_window_keeps_no_hits_long_past():
+    clock = ManualClock()
+    storage = WindowStorage(clock=clock)
+    for _ in range(1_000):
+        assert storage.acquire_entry("key", 10, 10)
+        clock.advance(seconds=1.5)
+    assert len(storage._logs.find("key", clock.now_ns()).runs) <= 20
+
+
 def test_takes_back_from_a_moving_window_the_newest_first():
     clock = ManualClock()
     storage = WindowStorage(clock=clock)
