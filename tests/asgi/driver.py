@@ -108,19 +108,22 @@ async def send_request(
     *,
     response: Response | None = None,
 ) -> Response:
-    """The response to one request. The client stays connected unless the messages say otherwise."""
+    """The response to one request. The client stays until it has all of it, unless the messages say otherwise."""
     waiting = list(body_messages(b"") if messages is None else messages)
     response = response or Response()
+    complete = asyncio.Event()
 
     async def receive() -> Message:
         if waiting:
             return waiting.pop(0)
-        await asyncio.Event().wait()
-        raise AssertionError
+        await complete.wait()
+        return DISCONNECT
 
     async def send(message: Message) -> None:
         # As servers do: what the application does to its message afterwards is of no effect.
         response.messages.append(dict(message))
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            complete.set()
 
     await app(scope, receive, send)
     return response
