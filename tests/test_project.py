@@ -12,6 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OPTIONAL = {
+    "click",
+    "django",
+    "fastapi",
+    "flask",
+    "h11",
+    "httpx",
+    "numba",
+    "numpy",
+    "redis",
+    "rich",
+    "uvicorn",
+    "valkey",
+}
 
 
 def _readme_command(name: str) -> str:
@@ -89,7 +103,41 @@ def test_importing_the_package_loads_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(shown.stdout.split())
     assert "abuseguard" in loaded
-    assert not loaded & {"django", "fastapi", "flask", "limits", "numba", "numpy", "pydantic", "redis", "valkey"}
+    assert not loaded & (OPTIONAL | {"limits", "pydantic", "starlette"})
+
+
+def test_the_core_guards_an_application_where_no_optional_package_is_installed():
+    # Blocked, not uninstalled, so that this is tested everywhere.
+    program = """if True:
+        import importlib.abc
+        import sys
+
+        class Missing(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name.partition(".")[0] in OPTIONAL:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        import abuseguard.asgi
+        import abuseguard.testing
+        from abuseguard import Limit, Settings
+        from abuseguard.wsgi import AbuseGuardMiddleware
+        from wsgiref.util import setup_testing_defaults
+
+        def app(environ, start_response):
+            start_response("204 No Content", [])
+            return []
+
+        guarded = AbuseGuardMiddleware(app, settings=Settings(limits=[Limit("1/hour")], store="memory://"))
+        for _ in range(2):
+            environ = {"REMOTE_ADDR": "192.0.2.1"}
+            setup_testing_defaults(environ)
+            answer = guarded(environ, lambda status, headers, exc_info=None: print(status[:3]))
+            list(answer)
+            getattr(answer, "close", lambda: None)()
+    """.replace("OPTIONAL", repr(OPTIONAL))
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (shown.stdout.split(), shown.stderr) == (["204", "429"], "")
 
 
 def test_every_name_the_package_exports_can_be_had():
