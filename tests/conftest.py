@@ -19,6 +19,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
+# Read when Django is first asked for a setting; collecting its adapter's doctests is enough for that.
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_settings")
+
 # Where this is set, only the optional packages that it names need be there, and tests of the others are skipped.
 # Everywhere else what is missing is an error, so that no test is skipped by accident.
 EXPECTED = os.environ.get("ABUSEGUARD_TESTS_EXPECT")
