@@ -9,7 +9,7 @@ for i = 1, #KEYS do
   local time_to_full = 0
   if stored[i] then
     local s, ns = tonumber(string.sub(stored[i], 1, -10)), tonumber(string.sub(stored[i], -9))
-    time_to_full = math.max(0, (s - now_s) * 1e9 + (ns - now_ns))
+    time_to_full = s and ns and math.max(0, (s - now_s) * 1e9 + (ns - now_ns)) or 0
   end
   time_to_full = time_to_full + tonumber(ARGV[i])
   if time_to_full > 0 then

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
@@ -40,6 +42,8 @@ TAKE = Script("take.lua")
 ADJUST = Script("adjust.lua")
 
 Command = tuple[Any, ...]
+# The keys and the arguments of one request's part of the script `take`.
+Step = tuple[list[str], list[int]]
 
 
 class RedisCommands:
@@ -60,11 +64,25 @@ class RedisCommands:
         """The key of one bucket."""
         return f"{self._prefix}:{{{keyed_hash(owner, self._secret)}}}:{bucket}"
 
-    def take(self, account: str, demands: Sequence[Demand]) -> Command:
-        """The command that takes these demands."""
+    def step(self, account: str, demands: Sequence[Demand]) -> Step:
+        """The keys and arguments of one step of the script ``take``."""
         tag = f"{self._prefix}:{{{keyed_hash(account, self._secret)}}}:"
-        keys = [tag + demand[0] if demand[3] is None else self.key(demand[0], demand[3]) for demand in demands]
-        arguments = [number for demand in demands for number in demand[1:3]]
+        keys = []
+        arguments = [len(demands)]
+        for bucket, cost_ns, capacity_ns, key in demands:
+            keys.append(tag + bucket if key is None else self.key(bucket, key))
+            arguments.append(cost_ns)
+            arguments.append(capacity_ns)
+        return keys, arguments
+
+    @staticmethod
+    def take(steps: Sequence[Step]) -> Command:
+        """The command that takes these steps, one after the other."""
+        if len(steps) == 1:
+            keys, arguments = steps[0]
+        else:
+            keys = [key for step in steps for key in step[0]]
+            arguments = [argument for step in steps for argument in step[1]]
         return ("EVALSHA", TAKE.sha, len(keys), *keys, *arguments)
 
     def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> Command:
@@ -74,9 +92,9 @@ class RedisCommands:
 
     @staticmethod
     def reply(answer: bytes | str) -> Reply:
-        """What the script ``take`` answered."""
+        """What the script ``take`` answered to one step."""
         allowed, *times_to_full_ns = answer.split()
-        return Reply(int(allowed) == 1, [int(time) for time in times_to_full_ns])
+        return Reply(int(allowed) == 1, list(map(int, times_to_full_ns)))
 
 
 def store_error(error: Exception) -> StoreError:
@@ -89,28 +107,47 @@ class RedisStore:
     """Keeps buckets in Redis for callers that may block.
 
     Args:
-        storage: a Redis storage of the ``limits`` library.
+        connect: makes a Redis storage of the ``limits`` library; called until it succeeds, then no more.
         key_prefix: what every key begins with.
         secret: keys the hashes of accounts.
         clock: times the denied accounts and the circuit breaker; the buckets go by Redis's own time.
     """
 
     def __init__(
-        self, storage: Any, *, key_prefix: str = "abuseguard", secret: bytes = b"", clock: Clock | None = None
+        self,
+        connect: Callable[[], Any],
+        *,
+        key_prefix: str = "abuseguard",
+        secret: bytes = b"",
+        clock: Clock | None = None,
     ) -> None:
         clock = clock or SystemClock()
-        self._storage = storage
-        self._client = storage.get_connection()
-        self._errors = client_errors(storage)
+        self._connect = connect
+        self._connecting = threading.Lock()
+        self._storage: Any = None
+        self._client: Any = None
+        self._errors: tuple[type[Exception], ...] = (OSError,)
         self._commands = RedisCommands(key_prefix, secret)
         self._denied = DeniedKeys(clock)
         self.breaker = CircuitBreaker(clock)
+
+    def connect(self) -> None:
+        """Makes the client, if there is none yet.
+
+        Raises:
+            StoreError: the server cannot be reached, which only clients of a cluster notice here.
+        """
+        with self._connecting:
+            if self._client is None:
+                self._storage = self._connect()
+                self._errors = client_errors(self._storage)
+                self._client = self._storage.get_connection()
 
     def take(self, account: str, demands: Sequence[Demand]) -> Reply:
         known = self._denied.answer(account, demands)
         if known is not None:
             return known
-        reply = self._commands.reply(self._run(self._commands.take(account, demands), TAKE))
+        reply = self._commands.reply(self._run(self._commands.take([self._commands.step(account, demands)]), TAKE))
         if not reply.allowed:
             self._denied.note(account, demands, reply)
         return reply
@@ -131,6 +168,12 @@ class RedisStore:
 
     def _run(self, command: Command, script: Script | None) -> Any:
         self.breaker.enter()
+        if self._client is None:
+            try:
+                self.connect()
+            except StoreError:
+                self.breaker.failed()
+                raise
         try:
             try:
                 answer = self._client.execute_command(*command)
@@ -159,7 +202,12 @@ def clients_of(holder: Any) -> list[Any]:
     return [client for client in (*clients, *getattr(sentinel, "sentinels", ())) if client is not None]
 
 
+def library_errors(exceptions: Any) -> tuple[type[Exception], ...]:
+    """What the library whose module of exceptions this is raises; its cluster's error is no kind of its other ones."""
+    names = ("RedisError", "RedisClusterException", "ValkeyError", "ValkeyClusterException")
+    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+
+
 def client_errors(storage: Any) -> tuple[type[Exception], ...]:
     """What a storage's client raises when the server cannot be asked, or does not do as it is told."""
-    errors = storage.base_exceptions
-    return (*(errors if isinstance(errors, tuple) else (errors,)), OSError)
+    return (*library_errors(import_module(f"{storage.target_server}.exceptions")), OSError)
