@@ -13,7 +13,7 @@ class EventReader:
         every_line: every line is an event's data, as in newline-delimited JSON: no field names, no blank lines.
     """
 
-    __slots__ = ("_carriage_return", "_data", "_every_line", "_idle", "_is_data", "_max_bytes", "_open", "_start")
+    __slots__ = ("_after_return", "_data", "_every_line", "_idle", "_is_data", "_max_bytes", "_open", "_start")
 
     def __init__(self, max_bytes: int, *, every_line: bool = False) -> None:
         self._max_bytes = max_bytes
@@ -22,28 +22,29 @@ class EventReader:
         self._open = False  # there is data of an event that has not ended
         self._start = b""  # the first bytes of a line, as long as they do not tell what it is
         self._is_data: bool | None = None  # what the line is
-        self._carriage_return = False  # a line end, or the first half of one
+        self._after_return = False  # a line has ended, or half ended, with a carriage return
         self._idle = not every_line
 
     def feed(self, chunk: bytes) -> list[bytes | Excerpt]:
         """The data of each event that ended in this chunk."""
         # Nearly every chunk is one event of one line.
-        if self._idle and chunk[:6] == b"data: " and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1:] == b"\n":
+        size = len(chunk)
+        if self._idle and chunk[:6] == b"data: " and chunk.find(b"\n") == size - 2 and chunk[-1:] == b"\n":
             data = chunk[6:-2]
-            if b"\r" not in data:
+            if size <= self._max_bytes and b"\r" not in data:
                 return [data]
-        if self._carriage_return:
-            chunk = b"\r" + chunk
-        self._carriage_return = chunk[-1:] == b"\r"
-        if self._carriage_return:
-            chunk = chunk[:-1]
+        if not chunk:
+            return []
+        if self._after_return and chunk[:1] == b"\n":
+            chunk = chunk[1:]  # the second half of a line end
+        self._after_return = chunk[-1:] == b"\r"
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = chunk.split(b"\n")
         ended = [self._take() for line in lines if self._read(line, line_ends=True)]
         if rest:
             self._read(rest, line_ends=False)
-        self._idle = not (self._open or rest or self._start or self._carriage_return or self._every_line)
+        self._idle = not (self._open or rest or self._start or self._after_return or self._every_line)
         return ended
 
     def unfinished(self) -> bytes | Excerpt:

@@ -41,9 +41,9 @@ class Excerpt:
             del self._tail[: -self._max_bytes]
 
     def clear(self) -> None:
+        """Begins anew, after a text that was kept as a whole."""
         self._head.clear()
         self._tail.clear()
-        self._nesting = None
         self.total_bytes = 0
 
     def whole(self) -> bytes | None:
@@ -52,7 +52,7 @@ class Excerpt:
 
     def closed(self) -> bool:
         """Whether a text that was too long to keep has closed every bracket that it opened."""
-        return self._nesting is not None and self._nesting.levels == 0 and not self._nesting.in_string
+        return self._nesting is not None and self._nesting.levels == 0
 
     def head(self) -> bytes:
         return bytes(self._head)

@@ -15,25 +15,25 @@ class Nesting:
 
     >>> nesting = Nesting()
     >>> nesting.feed(b'{"a": ["}\\'); nesting.feed(b'"]')
-    >>> nesting.levels, nesting.in_string
-    (2, True)
+    >>> nesting.levels
+    2
     >>> nesting.feed(b'"]}')
-    >>> nesting.levels, nesting.in_string
-    (0, False)
+    >>> nesting.levels
+    0
     """
 
-    __slots__ = ("_escaped", "in_string", "levels")
+    __slots__ = ("_escaped", "_in_string", "levels")
 
     def __init__(self) -> None:
         self.levels = 0
-        self.in_string = False
+        self._in_string = False
         self._escaped = False
 
     def feed(self, piece: bytes) -> None:
         if not piece:
             return
         start = 0
-        if self.in_string:
+        if self._in_string:
             rest = _REST_OF_STRING.match(piece, int(self._escaped))
             if rest is None or rest[1] != b'"':
                 self._escaped = rest is not None and rest[1] == b"\\"
@@ -42,5 +42,5 @@ class Nesting:
         # Of a string remain two quotes, of the part of one a single quote and the backslash that it ends with.
         outside = _STRING.sub(rb'"\1', piece[start:])
         self.levels += outside.count(b"{") + outside.count(b"[") - outside.count(b"}") - outside.count(b"]")
-        self.in_string = outside.count(b'"') % 2 == 1
-        self._escaped = self.in_string and outside.endswith(b"\\")
+        self._in_string = outside.count(b'"') % 2 == 1
+        self._escaped = self._in_string and outside.endswith(b"\\")

@@ -125,7 +125,7 @@ class UsageMeter:
             if self._inflater is None:
                 self._read(bytes(chunk))
             else:
-                self._inflate(bytes(chunk))
+                self._inflate(chunk)
 
     def observed(self) -> Observed:
         """What was seen so far; an event or a body that is not complete counts as far as it goes."""

@@ -270,11 +270,33 @@ def test_long_documents_are_searched_at_both_ends(style, usage_first) -> None:
 
 def test_long_events_are_searched() -> None:
     done = RESPONSES_STREAM[-1]
-    long = {**done, "response": {"output": [{"text": "word " * 30_000}], **done["response"]}}
-    body = events(*RESPONSES_STREAM[:-1], long)
+    long = {**done, "response": {**done["response"], "output": [{"text": "word " * 30_000}]}}
+    body = events(chat_chunk(), *RESPONSES_STREAM[1:-1], long)
     assert reported(observe([body[i : i + 4096] for i in range(0, len(body), 4096)], SSE)) == (36, 87)
     # Its text repeats what the deltas had.
     assert observe(body, SSE).counted_output_tokens == 4
+
+
+@pytest.mark.parametrize("cut", range(0, 300, 7))
+def test_long_documents_may_be_cut_in_their_strings(cut) -> None:
+    text = '"\\\\"}\\' * 20
+    body = json.dumps({"text": text, "usage": {"prompt_tokens": 9, "completion_tokens": 12}}).encode()
+    for place in range(cut, cut + 7):
+        assert reported(observe([body[:place], b"", body[place:]], max_bytes=100)) == (9, 12)
+
+
+def test_only_whole_keys_are_keys() -> None:
+    for key in ('x"usage', "usage", "xusage", "usagex"):
+        body = json.dumps({"text": "a" * 200, key: {"prompt_tokens": 9, "completion_tokens": 12}}).encode()
+        assert observe(body, max_bytes=100).reported is (key == "usage")
+
+
+def test_invalid_utf8_does_not_hide_usage() -> None:
+    body = (
+        b'{"text": "' + b"\xff" * 9000 + b'", "usage": {"x": "\xff\xff", "prompt_tokens": 9, "completion_tokens": 12}}'
+    )
+    assert reported(observe(body)) == (9, 12)
+    assert reported(observe(body, max_bytes=100)) == (9, 12)
 
 
 def test_a_list_of_chunks_is_searched() -> None:
@@ -360,17 +382,21 @@ def test_text_cannot_forge_usage_in_a_stream(texts, times, ascii_only, max_bytes
     assert reported(whole) == (9, 2) or cut_off is not None
 
 
-@pytest.mark.parametrize("max_bytes", [20, 64, 65536])
+@pytest.mark.parametrize("max_bytes", [20, 150, 65536])
 @pytest.mark.parametrize(
     "arguments", [{"usage": FAKE}, {"a": {"usage": FAKE, "usageMetadata": FAKE}}, [{"usage": FAKE}] * 50]
 )
 def test_arguments_of_tools_cannot_forge_usage(arguments, max_bytes) -> None:
-    message = {"type": "message", "content": [{"type": "tool_use", "input": arguments}]}
+    message = {
+        "type": "message",
+        "content": [{"type": "text", "text": "a" * 50}, {"type": "tool_use", "input": arguments}],
+    }
     body = json.dumps(message).encode()
+    # Wherever the connection breaks: the brackets after the fake are then as many as after an honest one.
     for length in range(len(body) + 1) if len(body) < 500 else (len(body),):
         assert reported(observe(body[:length], max_bytes=max_bytes)) == (None, None)
     honest = json.dumps({**message, "usage": {"input_tokens": 9, "output_tokens": 12}}).encode()
-    assert reported(observe(honest, max_bytes=max(64, max_bytes))) == (9, 12)
+    assert reported(observe(honest, max_bytes=max(100, max_bytes))) == (9, 12)
     part = {"candidates": [{"content": {"parts": [{"functionCall": {"args": arguments}}]}}]}
     assert reported(observe(events(part), SSE, max_bytes=max_bytes)) == (None, None)
 
@@ -409,8 +435,14 @@ def test_an_output_of_zero_in_a_stream_is_not_a_report_yet() -> None:
 def test_counts_that_run_along_are_a_report_of_what_was_sent() -> None:
     running = [chat_chunk(usage={"prompt_tokens": 9, "completion_tokens": count}) for count in range(1, 6)]
     assert reported(observe(events(*running), SSE)) == (9, 5)
-    zeros = chat_chunk(usage={"prompt_tokens": 0, "completion_tokens": 0})
-    assert reported(observe(events(*running, zeros), SSE)) == (9, 5)
+    for written in (0, 1):
+        less = chat_chunk(usage={"prompt_tokens": 0, "completion_tokens": written})
+        assert reported(observe(events(*running, less), SSE)) == (9, 5)
+
+
+def test_the_input_told_at_the_start_is_kept_over_many_reports() -> None:
+    body = events(*ANTHROPIC_STREAM[:5], *[ANTHROPIC_STREAM[5]] * 5, names=True)
+    assert reported(observe(body, SSE)) == (1125, 15)
 
 
 # -- counting
@@ -425,6 +457,8 @@ def test_counts_that_run_along_are_a_report_of_what_was_sent() -> None:
         (b'event: ping\ndata: {"type": "ping"}\n\ndata: [DONE]\n\ndata:  [DONE] \n\n', 0),
         (b"data: a\n\ndata:b\n\ndata: c\n\n", 3),
         (b"data: a\ndata: b\n\n", 1),
+        (b"data: aaaa\ndata: aaaa\n\n", 3),
+        (b"event: x\ndata: aaaa\n\n" * 2, 2),
         (b"data: a\n\ndata: b\n", 2),
         (b"data: a\n\ndata: b", 2),
         (b"data: a\n\nda", 1),
@@ -518,6 +552,12 @@ def test_deep_nesting_does_not_raise(opening, repeats, max_bytes) -> None:
     for body in (opening * repeats, opening * repeats + b"1" + (b"]" if opening == b"[" else b"}") * repeats):
         assert reported(observe(body, max_bytes=max_bytes)) == (None, None)
         assert reported(observe(b"data: " + body + b"\n\n", SSE, max_bytes=max_bytes)) == (None, None)
+
+
+def test_deep_nesting_at_the_end_of_a_long_document_does_not_raise() -> None:
+    usage = '{"a":' * 3000 + "1" + "}" * 3000
+    body = f'{{"text": "{"a" * 100_000}", "usage": {usage}}}'.encode()
+    assert reported(observe(body)) == (None, None)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
