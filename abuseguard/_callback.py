@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from abuseguard._fault_log import FaultLog
+from abuseguard.errors import shown
+
 Result = TypeVar("Result")
 Default = TypeVar("Default")
-
-logger = logging.getLogger("abuseguard")
-
-_SECONDS_BETWEEN_REPORTS = 60.0
 
 
 class Callback(Generic[Result, Default]):
@@ -21,33 +18,39 @@ class Callback(Generic[Result, Default]):
     Faults are logged with their traceback, at most once a minute for each function, and counted in between.
     """
 
-    __slots__ = ("_default", "_field", "_function", "_next_report", "failures")
+    __slots__ = ("_default", "_faults", "_field", "_function")
 
     def __init__(self, field: str, function: Callable[..., Result], default: Default) -> None:
         self._field = field
         self._function = function
         self._default = default
-        self._next_report = 0.0
-        self.failures = 0
+        self._faults = FaultLog()
 
     def __call__(self, *arguments: Any) -> Result | Default:
         try:
             return self._function(*arguments)
         except Exception:  # noqa: BLE001 - whatever it raises, the request goes on
-            self.report("raised", with_traceback=True)
+            self._report("raised", with_traceback=True)
             return self._default
 
-    def report(self, what: str, *, with_traceback: bool = False) -> None:
-        """Counts a fault, and logs it if none was logged lately."""
-        self.failures += 1
-        now = time.monotonic()
-        if now >= self._next_report:
-            self._next_report = now + _SECONDS_BETWEEN_REPORTS
-            logger.error(
-                "the function given as %s %s; using %r instead (failure %d)",
-                self._field,
-                what,
-                self._default,
-                self.failures,
-                exc_info=with_traceback,
-            )
+    @property
+    def failures(self) -> int:
+        """How often it raised or returned what cannot be used."""
+        return self._faults.count
+
+    def refuse(self, result: object, expected: str) -> None:
+        """Reports a result that cannot be used."""
+        self._report(f"returned {shown(result)}, expected {expected}")
+
+    def report(self, what: str) -> None:
+        """Reports any other fault of the function, as what it did."""
+        self._report(what)
+
+    def _report(self, what: str, *, with_traceback: bool = False) -> None:
+        self._faults.report(
+            "the function given as %s %s; using %r instead",
+            self._field,
+            what,
+            self._default,
+            with_traceback=with_traceback,
+        )

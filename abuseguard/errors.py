@@ -7,6 +7,19 @@ class AbuseGuardError(Exception):
     """The base of every error this package raises."""
 
 
+def shown(value: object) -> str:
+    """A value for a message: its ``repr``, cut to 200 characters, or its type where it has none.
+
+    >>> shown("x" * 300)[-24:]
+    'xxx... (302 characters)'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a number of 5,000 digits has none, and other objects as they like
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
 class SettingsError(AbuseGuardError, ValueError):
     """A setting is wrong; names the field, the value given, and what is allowed.
 
@@ -26,10 +39,7 @@ class SettingsError(AbuseGuardError, ValueError):
         super().__init__(field, value, allowed)
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        if len(shown) > 200:
-            shown = f"{shown[:200]}... ({len(shown)} characters)"
-        return f"{self.field}: got {shown}, expected {self.allowed}"
+        return f"{self.field}: got {shown(self.value)}, expected {self.allowed}"
 
     def within(self, outer: str) -> SettingsError:
         """The same error with its field placed inside ``outer``: ``burst`` within ``limits[0]``."""

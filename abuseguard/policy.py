@@ -16,7 +16,8 @@ from abuseguard.errors import SettingsError
 from abuseguard.facts import RequestFacts
 from abuseguard.identity import Address, account_key, account_source
 from abuseguard.limit import Limit
-from abuseguard.rule import Rule, path_matcher
+from abuseguard.path_pattern import path_matcher
+from abuseguard.rule import Rule
 from abuseguard.settings import Settings, limit_from
 from abuseguard.tokens import Estimate, estimate_from_length, estimate_tokens
 
@@ -218,7 +219,10 @@ class Policy:
                 except SettingsError as error:
                     function.report(f"returned a limit that is wrong ({error})")
                     continue
-                further.append(self._rule_of(limit))
+                if isinstance(limit, Limit) and limit.unit != "messages":
+                    further.append(self._rule_of(limit))
+                else:
+                    function.refuse(item, "limits in requests or in tokens")
         for rule in further:
             if rule.applies(facts) and all(rule.name != other.name for other in found):
                 found.append(rule)
@@ -241,7 +245,7 @@ class Policy:
             if tokens is None:
                 return None
             if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= 10**12:
-                self._estimate.report(f"returned {tokens!r}, expected a whole number of at least 0, or None")
+                self._estimate.refuse(tokens, "a whole number of at least 0, or None")
                 return None
             return Estimate(input_tokens=0, output_tokens=tokens)
         default = self.settings.default_output_tokens

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-
 from abuseguard._callback import Callback
 from abuseguard.buckets.bucket import Bucket
 from abuseguard.buckets.store import Demand
@@ -12,6 +9,7 @@ from abuseguard.decision import Quota
 from abuseguard.facts import RequestFacts
 from abuseguard.identity import short_key
 from abuseguard.limit import Limit
+from abuseguard.path_pattern import path_matcher
 
 _MOST_COST = 10**12
 
@@ -57,7 +55,7 @@ class Rule:
     def applies(self, facts: RequestFacts) -> bool:
         """Whether the limit is for this request."""
         return (
-            (not self._methods or facts.method in self._methods)
+            (not self._methods or facts.method.upper() in self._methods)
             and (not self._plans or facts.plan in self._plans)
             and (self._path is None or self._path(facts.path) is not None)
             and (self._when is None or bool(self._when(facts)))
@@ -65,7 +63,7 @@ class Rule:
 
     def fixed_demand(self, extra_ns: int = 0) -> Demand:
         """The demand of a request with the limit's own constant cost, of the account that asks."""
-        return Demand(self.name, self.bucket.cost_ns(self._fixed_cost), self.bucket.capacity_ns + extra_ns)
+        return self._demand(self._fixed_cost, extra_ns, None)
 
     def demand(self, facts: RequestFacts, tokens: int, extra_ns: int = 0) -> Demand | None:
         """The demand of this request; None if the limit turns out to have no key for it.
@@ -80,14 +78,20 @@ class Rule:
             key = self._key_of(facts)
             if key is None:
                 return None
-        return Demand(self.name, self.bucket.cost_ns(cost), self.bucket.capacity_ns + extra_ns, key)
+        return self._demand(cost, extra_ns, key)
+
+    def _demand(self, cost: int, extra_ns: int, key: str | None) -> Demand:
+        cost_ns = self.bucket.cost_ns(cost)
+        capacity_ns = self.bucket.capacity_ns
+        # What can never be granted is not granted late either.
+        return Demand(self.name, cost_ns, capacity_ns + extra_ns if cost_ns <= capacity_ns else capacity_ns, key)
 
     def _cost_of(self, facts: RequestFacts) -> int:
         if self._cost is None:
             return self._fixed_cost
         cost = self._cost(facts)
         if isinstance(cost, bool) or not isinstance(cost, int) or not 0 <= cost <= _MOST_COST:
-            self._cost.report(f"returned {cost!r}, expected a whole number from 0 to {_MOST_COST}")
+            self._cost.refuse(cost, f"a whole number from 0 to {_MOST_COST}")
             return 1
         return cost
 
@@ -111,23 +115,3 @@ class Rule:
             time_to_full_ns,
             wait_ns,
         )
-
-
-def path_matcher(patterns: Sequence[str]) -> Callable[[str], object] | None:
-    """A function that tells whether a path matches one of the patterns; None if there are none.
-
-    ``*`` stands for anything within a segment, ``**`` for anything at all, everything else for itself.
-
-    >>> matches = path_matcher(["/v1/**", "/users/*/posts"])
-    >>> bool(matches("/v1/chat/completions")), bool(matches("/users/7/posts")), bool(matches("/users/7/8/posts"))
-    (True, True, False)
-    """
-    if not patterns:
-        return None
-    alternatives = []
-    for pattern in patterns:
-        parts = re.split(r"(\*+)", pattern)
-        alternatives.append(
-            "".join(("[^/]*" if part == "*" else ".*") if part.startswith("*") else re.escape(part) for part in parts)
-        )
-    return re.compile("|".join(alternatives), re.DOTALL).fullmatch
