@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 
-from abuseguard._callback import Callback, logger
+from abuseguard._callback import Callback
+from abuseguard._fault_log import FaultLog, logger
 from abuseguard.buckets.connect import async_store_for, store_for
 from abuseguard.buckets.fallback import Fallback
 from abuseguard.buckets.memory import AsyncMemoryStore
 from abuseguard.buckets.store import Adjustment, AsyncStore, Reply, Store
 from abuseguard.clock import Clock, SystemClock
 from abuseguard.decision import Decision, Outcome
-from abuseguard.errors import StoreError
+from abuseguard.errors import StoreError, StoreFullError
 from abuseguard.facts import RequestFacts
 from abuseguard.headers import Answer, EncodedFields, Fields, LimitFields, denial
 from abuseguard.limit import Limit
@@ -27,7 +28,7 @@ class _GuardCore:
         self.clock = clock or SystemClock()
         self.policy = Policy(settings)
         self._counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
-        #: How many times the tokens used could not be written to the store, so that the estimate stands.
+        #: How many times a correction could not be written to the store, so that what was reserved stands.
         self.unsettled = 0
         self._speaks = settings.mode == "enforce" and settings.headers != "none"
         self._fields = LimitFields(settings.headers, self.clock)
@@ -35,6 +36,9 @@ class _GuardCore:
             settings.on_store_failure, workers=settings.workers, max_keys=settings.max_keys, clock=self.clock
         )
         self._failing = False
+        self._unread = FaultLog()
+        self._full = FaultLog()
+        self._unsettled_log = FaultLog()
         self._observer = settings.observer and Callback("observer", settings.observer, None)
         self._response = settings.response and Callback("response", settings.response, None)
 
@@ -42,12 +46,31 @@ class _GuardCore:
         try:
             return self.policy.plan(facts, may_delay, limits)
         except Exception:  # noqa: BLE001 - a fault of ours is no reason to fail the request
-            # A request we do not understand is still the application's: it must not fail because of us.
-            logger.exception("a request could not be read and is let through: %r", facts)
-            return self.policy.exempted
+            return self._let_through()
+
+    def _plan_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Plan:
+        try:
+            return self.policy.plan_limits(facts, limits)
+        except Exception:  # noqa: BLE001 - as above
+            return self._let_through()
+
+    def _plan_message(self, facts: RequestFacts) -> Plan:
+        try:
+            return self.policy.plan_message(facts)
+        except Exception:  # noqa: BLE001 - as above
+            return self._let_through()
+
+    def _let_through(self) -> Plan:
+        """The plan of a request that we do not understand: it is still the application's, and must not fail by us."""
+        # Nothing of the request itself: it may hold keys and prompts.
+        self._unread.report("a request could not be read and is let through", with_traceback=True)
+        return self.policy.exempted
 
     def _answer_for_store(self, account: str, plan: Plan, error: StoreError) -> Reply:
-        if not self._failing:
+        if isinstance(error, StoreFullError):
+            # It answers everyone whom it knows: neither down nor to come back.
+            self._full.report("a new account is answered by the policy %r: %s", self.settings.on_store_failure, error)
+        elif not self._failing:
             self._failing = True
             logger.error(
                 "the store failed (%s); requests are answered by the policy %r until it is back",
@@ -62,7 +85,7 @@ class _GuardCore:
 
     def _report_unsettled(self, error: StoreError) -> None:
         self.unsettled += 1
-        logger.error("tokens of an account could not be settled (%s); %d so far", error, self.unsettled)
+        self._unsettled_log.report("an account's buckets could not be corrected: %s", error)
 
     def _conclude(self, facts: RequestFacts, decision: Decision) -> Decision:
         self._counts[decision.outcome._value_] += 1
@@ -89,10 +112,10 @@ class _GuardCore:
         answer = Answer(status=answer.status, headers=[*answer.headers, *self.fields(decision)], body=answer.body)
         if self._response is not None:
             own = self._response(facts, decision, answer)
-            if isinstance(own, Answer):
+            if isinstance(own, Answer) and own.is_sendable:
                 return own
             if own is not None:
-                self._response.report(f"returned {own!r}, expected an Answer")
+                self._response.refuse(own, "an Answer that a server can send, or None")
         return answer
 
 
@@ -119,7 +142,7 @@ class Guard(_GuardCore):
 
     def decide_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Decision:
         """The same for a route's own limits, besides those of the settings."""
-        return self._decide(facts, self.policy.plan_limits(facts, limits))
+        return self._decide(facts, self._plan_limits(facts, limits))
 
     def _decide(self, facts: RequestFacts, plan: Plan) -> Decision:
         account = facts.account
@@ -170,7 +193,7 @@ class AsyncGuard(_GuardCore):
         # Memory needs no waiting for, and a coroutine that never waits costs as much as taking from a bucket.
         self._memory = self._store.store if isinstance(self._store, AsyncMemoryStore) else None
 
-    # These three return the coroutine of `_decide` instead of being coroutines around it: one frame less to wait through.
+    # These three return the coroutine of `_decide` instead of being coroutines around it: one frame less to wait in.
     def decide(
         self, facts: RequestFacts, limits: Sequence[Limit] = (), *, may_delay: bool = False
     ) -> Awaitable[Decision]:
@@ -179,11 +202,11 @@ class AsyncGuard(_GuardCore):
 
     def decide_message(self, facts: RequestFacts) -> Awaitable[Decision]:
         """The same for one message on a WebSocket."""
-        return self._decide(facts, self.policy.plan_message(facts))
+        return self._decide(facts, self._plan_message(facts))
 
     def decide_limits(self, facts: RequestFacts, limits: Sequence[Limit]) -> Awaitable[Decision]:
         """The same for a route's own limits, besides those of the settings."""
-        return self._decide(facts, self.policy.plan_limits(facts, limits))
+        return self._decide(facts, self._plan_limits(facts, limits))
 
     async def _decide(self, facts: RequestFacts, plan: Plan) -> Decision:
         account = facts.account

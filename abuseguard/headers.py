@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +30,10 @@ EncodedFields = list[tuple[bytes, bytes]]
 
 _DENIED = Outcome.DENIED
 
+# RFC 9110, sections 5.1 and 5.5; any character that Latin-1 has.
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -43,6 +48,19 @@ class Answer:
     status: int
     headers: Sequence[tuple[str, str]] = field(default=())
     body: bytes = b""
+
+    @property
+    def is_sendable(self) -> bool:
+        """Whether a server can send it: servers raise on what is no status, no header field, or no bytes."""
+        try:
+            return (
+                type(self.status) is int
+                and 200 <= self.status <= 599
+                and isinstance(self.body, bytes)
+                and all(_FIELD_NAME.fullmatch(name) and _FIELD_VALUE.fullmatch(value) for name, value in self.headers)
+            )
+        except (TypeError, ValueError):
+            return False
 
 
 class LimitFields:
@@ -127,7 +145,11 @@ def _state(decision: Decision, buckets: list[tuple[str, int, int]]) -> str:
     if decision.outcome is _DENIED:
         # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
         return ", ".join(
-            [f'"{quota.limit}";r={quota.remaining};t={_seconds(quota.wait_ns)}' for quota in decision.denied_by]
+            [
+                f'"{quota.limit}";r={quota.remaining};'
+                f"t={_seconds(quota.full_in_ns if quota.wait_ns is None else quota.wait_ns)}"
+                for quota in decision.denied_by
+            ]
         )
     states = []
     for (name, capacity_ns, interval_ns), time_to_full_ns in zip(buckets, decision.times_to_full_ns):  # noqa: B905
@@ -137,8 +159,8 @@ def _state(decision: Decision, buckets: list[tuple[str, int, int]]) -> str:
     return ", ".join(states)
 
 
-def _seconds(duration_ns: int | None) -> int:
-    return -(-(duration_ns or 0) // NANOSECONDS_PER_SECOND)
+def _seconds(duration_ns: int) -> int:
+    return -(-duration_ns // NANOSECONDS_PER_SECOND)
 
 
 def denial(decision: Decision, *, jitter: float, uniform: Callable[[], float] = random.random) -> Answer:
@@ -166,7 +188,7 @@ def denial(decision: Decision, *, jitter: float, uniform: Callable[[], float] = 
         above = [quota.limit for quota in quotas if quota.wait_ns is None]
         detail = f"This request needs more than the limit {_names(above)} can ever grant."
     else:
-        retry_after_seconds = max(1, _seconds(round(retry_after_ns * (1 + jitter * uniform()))))
+        retry_after_seconds = max(1, _seconds(retry_after_ns + round(retry_after_ns * jitter * uniform())))
     return _problem(
         429,
         "quota-exceeded",
