@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Collection, Sequence
 
 from abuseguard.errors import SettingsError
@@ -20,15 +20,32 @@ def require_whole(field: str, value: object, *, least: int, most: int) -> None:
 
 def require_number(field: str, value: object, *, least: float, most: float) -> None:
     allowed = f"a number from {least:g} to {most:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SettingsError(field, value, allowed)
-    if not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise SettingsError(field, value, allowed)
 
 
 def require_function(field: str, value: object, *, of: str) -> None:
-    if value is not None and not callable(value):
-        raise SettingsError(field, value, f"a function of {of}, or None")
+    if value is not None:
+        if not callable(value):
+            raise SettingsError(field, value, f"a function of {of}, or None")
+        require_plain_function(field, value)
+
+
+def require_plain_function(field: str, value: object) -> None:
+    """What is called has to be a function that answers at once."""
+    if _is_asynchronous(value) or _is_asynchronous(getattr(value, "__call__", None)):  # noqa: B004 - what it does
+        raise SettingsError(field, value, "a plain function, as nothing awaits it, not an async one")
+
+
+def require_hashable(field: str, value: object) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise SettingsError(field, value, "a function that can be hashed, such as one that is no dataclass") from None
+
+
+def _is_asynchronous(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def require_text(field: str, value: object) -> None:
@@ -44,7 +61,8 @@ def texts(field: str, value: object) -> tuple[str, ...]:
     for item in values:
         if not isinstance(item, str) or not item:
             raise SettingsError(field, item, "texts that are not empty")
-    return tuple(values)
+    # The order of a set differs from process to process, and names are made of it.
+    return tuple(sorted(values) if isinstance(values, (set, frozenset)) else values)
 
 
 def path_patterns(field: str, value: object) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+from abuseguard._validation import require_plain_function
 from abuseguard.errors import SettingsError
 from abuseguard.facts import RequestFacts
 
@@ -51,11 +52,13 @@ class ApiKey:
     """
 
     header: str = "authorization"
-    secret: bytes = b""
+    secret: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.header, str) or not self.header or not self.header.isascii():
             raise SettingsError("account", self.header, "the name of a header")
+        if not isinstance(self.secret, bytes):
+            raise SettingsError("account", self.secret, "a secret in bytes")
         object.__setattr__(self, "header", self.header.lower())
 
     def __call__(self, facts: RequestFacts) -> str | None:
@@ -80,6 +83,10 @@ class User:
     """
 
     attribute: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attribute, str):
+            raise SettingsError("account", self.attribute, "the name of an attribute")
 
     def __call__(self, facts: RequestFacts) -> object:
         user = facts.user()
@@ -117,7 +124,10 @@ def account_source(value: object) -> AccountSource:
     Raises:
         SettingsError: it is none of these.
     """
+    if isinstance(value, type):
+        raise SettingsError("account", value, "an instance, not a class: ApiKey(), not ApiKey")
     if callable(value):
+        require_plain_function("account", value)
         return value
     if isinstance(value, str):
         kind, _, name = value.partition(":")
@@ -152,6 +162,7 @@ def imported(field: str, path: str) -> Callable[..., object]:
         raise SettingsError(field, path, f"a function that can be imported ({error})") from error
     if not callable(found):
         raise SettingsError(field, path, "a function")
+    require_plain_function(field, found)
     return found  # type: ignore[no-any-return]
 
 
@@ -166,16 +177,23 @@ def account_key(value: object) -> str | None:
     """
     if isinstance(value, str):
         key = value
-    elif isinstance(value, bytes):
-        key = value.decode("utf-8", "backslashreplace")
-    elif (isinstance(value, int) and not isinstance(value, bool)) or isinstance(getattr(value, "hex", None), str):
-        key = str(value)
     else:
-        return None
+        try:
+            key = _text_of(value)
+        except Exception:  # noqa: BLE001 - an object of the user's, or a number of 5,000 digits
+            return None
     if not key:
         return None
     key = short_key(key)
     return "account:" + key if key.startswith("ip:") else key
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if (isinstance(value, int) and not isinstance(value, bool)) or isinstance(getattr(value, "hex", None), str):
+        return str(value)
+    return ""
 
 
 def short_key(text: str) -> str:

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from abuseguard._validation import path_patterns, require_choice, require_function, require_whole, texts
+from abuseguard._validation import (
+    path_patterns,
+    require_choice,
+    require_function,
+    require_hashable,
+    require_plain_function,
+    require_whole,
+    texts,
+)
 from abuseguard.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -20,8 +28,10 @@ Strategy = Literal["token-bucket", "fixed-window", "moving-window", "sliding-win
 Scope = Literal["account", "address", "everyone"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# Far above any budget of a real account; keeps every product of cost and interval well inside 2**63.
+# Far above any budget of a real account.
 _MOST = 10**12
+# In nanoseconds still inside 2**63; in seconds far inside what a structured field can hold.
+_LONGEST_SECONDS = 100 * 366 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +94,20 @@ class Limit:
             require_whole("burst", self.burst, least=1, most=_MOST)
             if self.strategy != "token-bucket":
                 raise SettingsError("burst", self.burst, f"none: the strategy {self.strategy!r} has no burst")
+        if -(-item.get_expiry() * (self.burst or item.amount) // item.amount) > _LONGEST_SECONDS:
+            raise SettingsError("rate", self.rate, "a rate that fills the bucket within 100 years")
         require_function("when", self.when, of="the facts of a request")
-        if not callable(self.per):
+        if callable(self.per):
+            require_plain_function("per", self.per)
+        else:
             require_choice("per", self.per, get_args(Scope))
-        if not callable(self.cost):
+        if callable(self.cost):
+            require_plain_function("cost", self.cost)
+        else:
             require_whole("cost", self.cost, least=0, most=_MOST)
-        if not self.name:
+        for name in ("when", "per", "cost"):
+            require_hashable(name, getattr(self, name))
+        if self.name == "":
             object.__setattr__(self, "name", self._default_name(item))
         elif not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise SettingsError("name", self.name, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
@@ -104,13 +122,13 @@ class Limit:
         50
         """
         if not isinstance(text, str):
-            raise SettingsError("limit", text, "text such as '600/minute burst=50'")
+            raise SettingsError("", text, "a text such as '600/minute burst=50'")
         rate, *options = re.split(r"\s+(?=\w+=)", text.strip())
         values: dict[str, Any] = {"rate": rate}
         for option in options:
             key, _, value = option.partition("=")
             if key in ("burst", "cost"):
-                values[key] = int(value) if value.strip().lstrip("-").isdigit() else value
+                values[key] = int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
             elif key in ("routes", "methods", "plans"):
                 values[key] = value.split("|")
             else:

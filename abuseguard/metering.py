@@ -17,7 +17,7 @@ def readable_length(facts: RequestFacts, max_body_bytes: int) -> int:
     Only a JSON body of declared, small length is read: the application would wait for all of it as well. Of any other
     JSON body the length is noted, so that it cannot evade a reservation by being large or chunked.
     """
-    if facts.method not in _METHODS_WITH_BODY:
+    if facts.method.upper() not in _METHODS_WITH_BODY:
         return 0
     content_type = facts.headers.first("content-type") or ""
     if "json" not in content_type.lower():

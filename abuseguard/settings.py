@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from abuseguard._validation import (
     require_choice,
     require_function,
     require_number,
+    require_plain_function,
     require_text,
     require_whole,
     texts,
@@ -105,8 +107,9 @@ class Settings:
     """
 
     limits: Sequence[Limit | DynamicLimit | str | Mapping[str, Any]] = ()
-    store: str = "memory://"
-    store_options: Mapping[str, Any] = field(default_factory=dict)
+    # Not shown, as they may hold passwords.
+    store: str = field(default="memory://", repr=False)
+    store_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     key_prefix: str = "abuseguard"
     max_keys: int = 1_000_000
     account: AccountSource | str = field(default_factory=Address)
@@ -130,7 +133,7 @@ class Settings:
     estimate: Callable[[RequestFacts], int | None] | None = None
     default_output_tokens: int = 1024
     max_body_bytes: int = 65_536
-    secret: bytes | str = b""
+    secret: bytes | str = field(default=b"", repr=False)
     observer: Callable[[RequestFacts, Decision], object] | None = None
     addresses: ClientAddresses = field(init=False, repr=False, compare=False)
     exempt_hosts: Networks = field(init=False, repr=False, compare=False)
@@ -150,6 +153,9 @@ class Settings:
         put(self, "secret", _secret(self.secret))
         put(self, "account", _with_secret(account_source(self.account), self.secret))
         put(self, "plan", _plan_source(self.plan))
+        header = self.forwarded_header
+        put(self, "forwarded_header", header.lower() if isinstance(header, str) else header)
+        require_choice("forwarded_header", self.forwarded_header, get_args(ForwardedHeader))
         addresses = ClientAddresses(
             trusted_proxies=self.trusted_proxies, header=self.forwarded_header, ipv6_prefix=self.ipv6_prefix
         )
@@ -225,6 +231,7 @@ def limit_from(value: object) -> Limit | DynamicLimit:
     if isinstance(value, Mapping):
         return Limit.from_mapping(value)
     if callable(value):
+        require_plain_function("", value)
         return value
     raise SettingsError("", value, "a Limit, a text such as '600/minute burst=50', a mapping, or a function")
 
@@ -240,8 +247,13 @@ def _require_unique_names(limits: Sequence[object]) -> None:
 
 def _require_store(store: object) -> None:
     require_text("store", store)
-    if urlsplit(str(store)).scheme not in STORE_SCHEMES:
-        raise SettingsError("store", store, f"a URI of the scheme {', '.join(STORE_SCHEMES)}")
+    shown = re.sub(r"(?<=//).*@", "...@", str(store))  # without the password
+    try:
+        scheme = urlsplit(str(store)).scheme
+    except ValueError as error:
+        raise SettingsError("store", shown, f"a URI ({error})") from None
+    if scheme not in STORE_SCHEMES:
+        raise SettingsError("store", shown, f"a URI of the scheme {', '.join(STORE_SCHEMES)}")
 
 
 def _secret(value: object) -> bytes:
@@ -255,7 +267,7 @@ def _with_secret(source: AccountSource, secret: bytes | str) -> AccountSource:
     from abuseguard.identity import ApiKey
 
     if isinstance(source, ApiKey) and not source.secret and isinstance(secret, bytes):
-        return ApiKey(source.header, secret)
+        return replace(source, secret=secret)
     return source
 
 
@@ -263,10 +275,11 @@ def _plan_source(value: object) -> Callable[[RequestFacts], str | None] | None:
     from abuseguard.identity import Header, imported
 
     if value is None or callable(value):
+        require_function("plan", value, of="the facts of a request")
         return value
     if isinstance(value, str):
         kind, _, name = value.partition(":")
-        if kind == "header" and name:
+        if kind == "header" and name.isascii() and name:
             return Header(name)
         if name:
             return imported("plan", value)  # type: ignore[return-value]
@@ -276,9 +289,4 @@ def _plan_source(value: object) -> Callable[[RequestFacts], str | None] | None:
 def _networks(name: str, value: Collection[str]) -> Networks:
     if isinstance(value, str):
         value = [value]
-    if not isinstance(value, Collection):
-        raise SettingsError(name, value, "a sequence of networks")
-    try:
-        return Networks(list(value))
-    except SettingsError as error:
-        raise error.within(name) from None
+    return Networks(value, field=name)

@@ -83,7 +83,7 @@ def _parsed(name: str, text: str) -> Any:
         return [limit.strip() for limit in re.split(r"[;\n]", text) if limit.strip()]
     if name == "store_options":
         raise SettingsError(name, text, "no such variable: give client options in the URI or in code")
-    if name == "trusted_proxies" and text.strip().isdigit():
+    if name == "trusted_proxies" and text.strip().isdecimal():
         return int(text)
     if name in _SEQUENCES:
         return [item.strip() for item in re.split(r"[;,\n]", text) if item.strip()]
@@ -111,8 +111,8 @@ def settings_from_toml(path: str | os.PathLike[str]) -> Settings:
 
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError("settings file", os.fspath(path), f"a readable TOML file ({error})") from error
+    except (OSError, TypeError, ValueError) as error:  # what is no path, no file, no text, no TOML
+        raise SettingsError("settings file", path, f"a readable TOML file ({error})") from error
     tool = document.get("tool")
     if isinstance(document.get("abuseguard"), Mapping):
         document = document["abuseguard"]
