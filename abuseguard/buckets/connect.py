@@ -60,7 +60,8 @@ def redis_storage(settings: Settings, *, asynchronous: bool) -> Any:
     Raises:
         StoreError: the server cannot be reached, which only clients of a cluster notice here.
     """
-    if "+cluster" in settings.store:
+    is_cluster = "+cluster" in settings.store
+    if is_cluster:
         for position, limit in enumerate(settings.limits):
             if isinstance(limit, Limit) and limit.per != "account":
                 raise SettingsError(
@@ -76,12 +77,16 @@ def redis_storage(settings: Settings, *, asynchronous: bool) -> Any:
         raise MissingExtraError(library, library) from None
     from limits.storage import storage_from_string
 
+    # Once more at once: a pooled connection may have died while it was idle. A cluster's client closes all connections
+    # when slots have moved, also those that others are waiting on, so there it takes more; a deadline ends it.
+    attempts = 3 if asynchronous and is_cluster else 1
     options: dict[str, Any] = {
         "socket_timeout": None if asynchronous else settings.store_timeout_seconds,
         "socket_connect_timeout": settings.store_timeout_seconds,
-        # Once more at once: a pooled connection may have died while it was idle. Never after a timeout, which would
-        # make the request wait twice.
-        "retry": retry.Retry(backoff.NoBackoff(), 1, supported_errors=(exceptions.ConnectionError, ConnectionError)),
+        # Never after a timeout, which would make the request wait twice.
+        "retry": retry.Retry(
+            backoff.NoBackoff(), attempts, supported_errors=(exceptions.ConnectionError, ConnectionError)
+        ),
         **settings.store_options,
     }
     uri = settings.store
