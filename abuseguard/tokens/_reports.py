@@ -51,8 +51,7 @@ _OUTPUTS: Final = (
 )
 _TOTALS: Final = (("total_tokens",), ("totalTokenCount",), ("total_token_count",))
 
-# Before a key stands one of these; before a quote inside a string a backslash, which a cut may have taken away.
-_KEY: Final = re.compile(rb'(?<=[{,\s])"(?:usage|usageMetadata|usage_metadata)"\s*:\s*(?=\{)')
+USAGE_KEY: Final = re.compile(rb'"usage(?:Metadata|_metadata)?"\s*:\s*(?=\{)')
 _WRAPPED: Final = re.compile(rb'\s*(?:\[|\{[^{}\[\]]*"response"\s*:\s*\{)')
 _MAX_CANDIDATES: Final = 8
 
@@ -117,15 +116,20 @@ def _largest(one: int | None, other: int | None) -> int | None:
 def _report_in_excerpt(head: bytes, tail: bytes) -> Report:
     """The usage in a complete document without its middle; the brackets around a key tell whether it is at the top."""
     levels = (-1, -2) if _WRAPPED.match(head) else (-1,)
-    for key in islice(reversed(list(_KEY.finditer(tail))), _MAX_CANDIDATES):
+    for key in islice(reversed(_keys(tail)), _MAX_CANDIDATES):
         usage, end = _object_at(tail, key.end())
         if usage and _levels(tail[end:]) in levels:
             return _report_from(usage)
-    for key in islice(_KEY.finditer(head), _MAX_CANDIDATES):
+    for key in islice(_keys(head), _MAX_CANDIDATES):
         usage, _ = _object_at(head, key.end())
         if usage and _levels(head[: key.start()]) == 1:
             return _report_from(usage)
     return NO_REPORT
+
+
+def _keys(text: bytes) -> list[re.Match[bytes]]:
+    # Before a quote inside a string stands a backslash, or nothing any more where the text was cut.
+    return [key for key in USAGE_KEY.finditer(text) if key.start() and text[key.start() - 1] in b"{, \t\r\n"]
 
 
 def _object_at(text: bytes, start: int) -> tuple[dict[str, Any] | None, int]:

@@ -17,7 +17,7 @@ from abuseguard.errors import SettingsError
 from abuseguard.tokens._events import EventReader
 from abuseguard.tokens._excerpt import Excerpt
 from abuseguard.tokens._json import text_tokens
-from abuseguard.tokens._reports import NO_REPORT, Report, report_in
+from abuseguard.tokens._reports import NO_REPORT, USAGE_KEY, Report, report_in
 
 _MAX_INFLATED_BYTES: Final = 16 * 1024 * 1024
 _INFLATED_PIECE_BYTES: Final = 65536
@@ -25,7 +25,6 @@ _GZIP_OR_ZLIB: Final = 47
 _PING_BYTES: Final = 64
 
 _PING: Final = re.compile(rb'\s*(?:\[DONE\]|\{\s*"type"\s*:\s*"ping"\s*\}|)\s*')
-_USAGE: Final = re.compile(rb'"usage(?:Metadata|_metadata)?"\s*:\s*\{')
 _TEXT: Final = re.compile(
     rb'"(?:content|text|delta|arguments|partial_json|thinking|reasoning|reasoning_content|refusal)"'
     rb'\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
@@ -217,7 +216,7 @@ class _Tally:
         if b'"response.' not in data or b'.delta"' in data:
             for text in _TEXT.findall(data):
                 self.text_bytes += len(text)
-        if b'"usage' in data and _USAGE.search(data):
+        if b'"usage' in data and USAGE_KEY.search(data):
             if b'"message_start"' in data:
                 self._report = self._report.joined(report_in(data))
             else:
