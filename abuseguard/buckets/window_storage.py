@@ -121,8 +121,9 @@ class WindowStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         #: For the strategy ``token-bucket`` on this storage.
         self.buckets = MemoryStore(max_keys=max_keys, clock=self.clock)
 
-    def __len__(self) -> int:
-        """Windows kept now."""
+    @property
+    def size(self) -> int:
+        """Windows kept now. Not a length: Flask-Limiter takes a storage that is false for none."""
         return len(self._counters) + len(self._logs) + len(self._sliding)
 
     @property
@@ -172,7 +173,7 @@ class WindowStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def reset(self) -> int | None:
         with self._lock:
-            count = len(self)
+            count = self.size
             self._counters.clear()
             self._logs.clear()
             self._sliding.clear()

@@ -215,7 +215,7 @@ def test_a_flood_of_new_keys_grows_nothing(kind):
     for number in range(1_000):
         limiter.hit(item, f"account-{number}")
         clock.advance(ns=SECOND_NS)
-    assert len(storage) == 100
+    assert storage.size == 100
     for table in (storage._counters, storage._logs, storage._sliding):
         assert sum(map(len, table._slots.values())) == len(table)
         assert len(table._slot_times_ns) == len(table._slots) < 1_100
@@ -288,7 +288,7 @@ def test_reset_forgets_everything(kind):
     item = limits.parse("1/day")
     limiter.hit(item, "alice")
     assert storage.reset() == 1
-    assert len(storage) == 0
+    assert storage.size == 0
     assert limiter.hit(item, "alice")
 
 
