@@ -43,7 +43,7 @@ class SettingsError(AbuseGuardError, ValueError):
 
     def within(self, outer: str) -> SettingsError:
         """The same error with its field placed inside ``outer``: ``burst`` within ``limits[0]``."""
-        joint = "" if self.field.startswith("[") else "."
+        joint = "." if self.field and not self.field.startswith("[") else ""
         return SettingsError(f"{outer}{joint}{self.field}", self.value, self.allowed)
 
 

@@ -153,8 +153,8 @@ class Settings:
         put(self, "secret", _secret(self.secret))
         put(self, "account", _with_secret(account_source(self.account), self.secret))
         put(self, "plan", _plan_source(self.plan))
-        header = self.forwarded_header
-        put(self, "forwarded_header", header.lower() if isinstance(header, str) else header)
+        if isinstance(self.forwarded_header, str) and self.forwarded_header.lower() in get_args(ForwardedHeader):
+            put(self, "forwarded_header", self.forwarded_header.lower())
         require_choice("forwarded_header", self.forwarded_header, get_args(ForwardedHeader))
         addresses = ClientAddresses(
             trusted_proxies=self.trusted_proxies, header=self.forwarded_header, ipv6_prefix=self.ipv6_prefix
