@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from abuseguard.errors import SettingsError
 from abuseguard.limit import Limit
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
     from abuseguard.facts import RequestFacts
     from abuseguard.limit import Scope, Strategy, Unit
 
+View = TypeVar("View", bound=Callable[..., Any])
+
 _ATTRIBUTE = "__abuseguard__"
 _LONGEST_NAME = 64
 _DIGEST_BYTES = 4
 
 
 class LimitOptions(TypedDict, total=False):
-    """What can be said of a view's limit besides its rate; each as in ``Limit``."""
+    """What can be said of a view's limit besides its rate; each as in ``Limit``.
+
+    shared: whether all views with this limit have one bucket together.
+    """
 
     burst: int | None
     unit: Unit
@@ -32,19 +38,20 @@ class LimitOptions(TypedDict, total=False):
     when: Callable[[RequestFacts], bool] | None
     per: Scope | Callable[[RequestFacts], str | None]
     cost: int | Callable[[RequestFacts], int]
+    shared: bool
 
 
 class ViewLimit:
-    """A limit for the views it is written on, with a bucket of its own for each of them unless it is given a name.
+    """A limit for the views it is written on, each with a bucket of its own unless it is shared or has a name.
 
     Args:
-        rate: as in ``Limit``; or a whole ``Limit``, which is taken as it is: views that it is given to share it.
-        options: as in ``Limit``. Views whose limits have the same ``name`` share its bucket.
+        rate: as in ``Limit``; or a whole ``Limit``, which is taken as it is: all views that it is given to share it.
+        options: as in ``Limit``, and ``shared``. Views whose limits have the same ``name`` share its bucket.
 
     Raises:
         SettingsError: a field is wrong.
 
-    >>> ViewLimit("5/minute").of("login").name, ViewLimit("5/minute", name="sensitive").of("login").name
+    >>> ViewLimit("5/minute").of("login").name, ViewLimit("5/minute", {"name": "sensitive"}).of("login").name
     ('5-per-minute-login', 'sensitive')
     """
 
@@ -53,14 +60,21 @@ class ViewLimit:
     def __init__(self, rate: str | Limit, options: LimitOptions | None = None) -> None:
         given: dict[str, Any] = {**(options or {})}
         if isinstance(rate, Limit):
-            if given:
-                raise SettingsError(next(iter(given)), next(iter(given.values())), "no options besides a whole Limit")
+            for name, value in given.items():
+                raise SettingsError(name, value, "no options besides a whole Limit")
             self._limit = rate
+            self._shared = True
         else:
-            self._limit = Limit(rate, **given)
+            shared = given.pop("shared", False)
+            if not isinstance(shared, bool):
+                raise SettingsError("shared", shared, "True or False")
+            limit = Limit.from_mapping({**given, "rate": rate})
+            named = bool(given.get("name"))
+            # Told apart from a limit of the settings with the same rate, which would have the same name.
+            self._limit = replace(limit, name=_bucket_name(f"shared-{limit.name}")) if shared and not named else limit
+            self._shared = shared or named
         if self._limit.unit == "messages":
             raise SettingsError("unit", "messages", "'requests' or 'tokens': a view receives no WebSocket messages")
-        self._shared = isinstance(rate, Limit) or "name" in given
         self._of_view: dict[str, Limit] = {}
 
     @property
@@ -78,6 +92,16 @@ class ViewLimit:
             self._of_view[view] = limit
         return limit
 
+    def of_hidden(self, view: str) -> Limit:
+        """The same for a view that it was not seen on before the view was called, as another decorator hides it.
+
+        Raises:
+            RuntimeError: it is in LLM tokens, and now it is too late to reserve them and to watch the response.
+        """
+        if self.limits_tokens:
+            raise RuntimeError(f"the limit in tokens on {view} is hidden by a decorator that lacks functools.wraps")
+        return self.of(view)
+
 
 @dataclass(frozen=True, slots=True)
 class ViewMarks:
@@ -86,21 +110,18 @@ class ViewMarks:
     Args:
         limits: its own limits, the outermost last.
         exempt: no limit is for it.
+        limits_tokens: one of its limits is in LLM tokens.
     """
 
     limits: tuple[ViewLimit, ...] = ()
     exempt: bool = False
+    limits_tokens: bool = False
 
     @classmethod
-    def of(cls, view: object) -> ViewMarks | None:
-        """What is written on it; None if nothing is."""
-        marks: ViewMarks | None = getattr(view, _ATTRIBUTE, None)
+    def of(cls, view: object) -> ViewMarks:
+        """What is written on it."""
+        marks: ViewMarks = getattr(view, _ATTRIBUTE, _UNMARKED)
         return marks
-
-    @property
-    def limits_tokens(self) -> bool:
-        """Whether one of the limits is in LLM tokens."""
-        return any(limit.limits_tokens for limit in self.limits)
 
 
 _UNMARKED = ViewMarks()
@@ -114,9 +135,44 @@ def mark(view: Any, *, limit: ViewLimit | None = None, exempt: bool = False) -> 
     """
     if isinstance(view, type):
         raise TypeError(f"{view.__qualname__} is a class: decorate the view that is made of it, or its dispatch method")
-    marks = ViewMarks.of(view) or _UNMARKED
-    limits = marks.limits if limit is None else (*marks.limits, limit)
-    setattr(view, _ATTRIBUTE, ViewMarks(limits, marks.exempt or exempt))
+    marks = ViewMarks.of(view)
+    if limit is not None:
+        marks = replace(marks, limits=(*marks.limits, limit), limits_tokens=marks.limits_tokens or limit.limits_tokens)
+    setattr(view, _ATTRIBUTE, replace(marks, exempt=marks.exempt or exempt))
+
+
+def limited(
+    view: View,
+    limit: ViewLimit,
+    refuse: Callable[..., Any],
+    refuse_async: Callable[..., Awaitable[Any]],
+    *,
+    is_async: bool,
+) -> View:
+    """A view with a limit written on it, which answers with a refusal if there is one.
+
+    Args:
+        view: the view.
+        limit: its limit.
+        refuse, refuse_async: return a refusal or None, from the limit, the view and what this is called with.
+        is_async: whether the view is a coroutine function.
+    """
+    wrapper: Callable[..., Any]
+    if is_async:
+
+        @wraps(view)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            refusal = await refuse_async(limit, view, *args)
+            return await view(*args, **kwargs) if refusal is None else refusal
+    else:
+
+        @wraps(view)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            refusal = refuse(limit, view, *args)
+            return view(*args, **kwargs) if refusal is None else refusal
+
+    mark(wrapper, limit=limit)
+    return cast("View", wrapper)
 
 
 def view_path(view: Any) -> str:
@@ -126,6 +182,8 @@ def view_path(view: Any) -> str:
     >>> view_path(json.dumps), view_path(json.JSONDecoder())
     ('json.dumps', 'json.decoder.JSONDecoder')
     """
+    while isinstance(view, partial):
+        view = view.func
     named = view if hasattr(view, "__qualname__") else type(view)
     return f"{named.__module__}.{named.__qualname__}"
 

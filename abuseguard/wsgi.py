@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from abuseguard.clock import Clock
 from abuseguard.decision import Decision
 from abuseguard.facts import RequestFacts
-from abuseguard.guard import Guard
+from abuseguard.guard import AsyncGuard, Guard
 from abuseguard.headers import Answer
 from abuseguard.limit import Limit
 from abuseguard.metering import Meter, readable_length
@@ -23,6 +23,8 @@ from abuseguard.tokens import Ending
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
+
+AnyGuard = TypeVar("AnyGuard", Guard, AsyncGuard)
 
 _CGI_NAMES = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -121,20 +123,23 @@ class AbuseGuardMiddleware:
         return exchange.run(self.app, environ)
 
 
-class Exchange:
-    """One request from its admission until its response has gone.
+class Admission(Generic[AnyGuard]):
+    """What is known of one request from its admission until its response has gone.
 
     Args:
         guard: who decides.
     """
 
-    __slots__ = ("_reserved", "decision", "facts", "guard", "meter", "tells")
+    __slots__ = ("decision", "facts", "guard", "meter", "reserved", "tells")
 
+    guard: AnyGuard
     #: What the request was admitted on, and how; with the limits of its route once those were asked.
     facts: RequestFacts
     decision: Decision
+    #: The decision that reserved the tokens.
+    reserved: Decision
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: AnyGuard) -> None:
         self.guard = guard
         #: What watches the response, if the tokens used have to be found out.
         self.meter: Meter | None = None
@@ -144,10 +149,22 @@ class Exchange:
     def admit(self, facts: RequestFacts, decision: Decision) -> None:
         """The guard has let the request in."""
         self.facts = facts
-        self.decision = self._reserved = decision
+        self.decision = self.reserved = decision
         self.tells = True
         if decision.plan.meters_tokens:
             self.meter = Meter(decision, self.guard.settings.max_body_bytes)
+
+    def turn_away(self) -> bool:
+        """The route's own limits have denied the request; returns whether what it was charged has to be given back."""
+        # Its answer tells the limits that denied it.
+        was_in, self.tells, self.meter = self.tells, False, None
+        return was_in
+
+
+class Exchange(Admission[Guard]):
+    """One request that was admitted, for callers that may block."""
+
+    __slots__ = ()
 
     def decide_limits(self, limits: Sequence[Limit]) -> Answer | None:
         """Asks limits of the route's own, besides those of the settings.
@@ -159,18 +176,15 @@ class Exchange:
         if decision.admitted:
             self.decision = self.guard.policy.join(self.decision, decision)
             return None
-        if self.tells:
-            # A denied request costs nothing, of the other limits either; and its answer tells its own limits.
-            self.tells = False
-            self.meter = None
-            self.guard.refund(self._reserved)
+        if self.turn_away():
+            self.guard.refund(self.reserved)
         return self.guard.answer(self.facts, decision)
 
     def settle(self, ending: Ending) -> None:
         """Charges the tokens used; only the first call counts."""
         meter, self.meter = self.meter, None
         if meter is not None:
-            self.guard.settle(self._reserved, meter.used_tokens(ending))
+            self.guard.settle(self.reserved, meter.used_tokens(ending))
 
 
 class WsgiExchange(Exchange):
@@ -233,6 +247,15 @@ class WsgiExchange(Exchange):
         return metered_write
 
 
+class Settles(Protocol):
+    """Whatever has a meter, and charges what it shows."""
+
+    meter: Meter | None
+
+    def settle(self, ending: Ending) -> object:
+        """Charges the tokens used; only the first call counts."""
+
+
 class MeteredBody:
     """A response body that is watched as the server takes it.
 
@@ -243,7 +266,7 @@ class MeteredBody:
 
     __slots__ = ("_body", "_chunks", "_exchange")
 
-    def __init__(self, body: Iterable[Any], exchange: Exchange) -> None:
+    def __init__(self, body: Iterable[Any], exchange: Settles) -> None:
         self._body = body
         self._chunks: Iterator[Any] | None = None
         self._exchange = exchange
