@@ -1,0 +1,7 @@
+"""abuseguard for Django: its middleware in ``MIDDLEWARE``, its settings as ``ABUSEGUARD = {...}``, and decorators."""
+
+from __future__ import annotations
+
+from abuseguard_django.decorators import exempt, limit
+
+__all__ = ["exempt", "limit"]
