@@ -119,7 +119,7 @@ class TestEverySetting:
     def test_from_the_environment(self, name):
         text = EVERY_SETTING[name][1]
         if text is None:
-            with pytest.raises(SettingsError, match="^ABUSEGUARD_STORE_OPTIONS: "):
+            with pytest.raises(SettingsError, match=r"^ABUSEGUARD_STORE_OPTIONS: "):
                 Settings.from_environment({f"ABUSEGUARD_{name.upper()}": "{}"})
         else:
             settings = Settings.from_environment({f"ABUSEGUARD_{name.upper()}": text})
@@ -163,7 +163,7 @@ class TestMapping:
             assert name in caught.value.allowed
 
     def test_each_setting_once(self):
-        with pytest.raises(SettingsError, match="^MODE: got 'observe', expected each setting once"):
+        with pytest.raises(SettingsError, match=r"^MODE: got 'observe', expected each setting once"):
             Settings.from_mapping({"mode": "enforce", "MODE": "observe"})
 
     @pytest.mark.parametrize("one", ["5/minute burst=2", {"rate": "5/minute", "burst": 2}])
@@ -314,13 +314,12 @@ class TestEnvironment:
         st.text(string.printable + "²é", max_size=30),
     )
     def test_any_text_is_settings_or_an_error_that_names_its_variable(self, variable, text):
+        refused = None
         try:
-            settings = Settings.from_environment({variable: text})
+            assert isinstance(Settings.from_environment({variable: text}), Settings)
         except SettingsError as error:
-            assert error.field.startswith(variable)  # noqa: PT017 - both outcomes are right
-            assert str(error)
-        else:
-            assert isinstance(settings, Settings)
+            refused = error
+        assert refused is None or (refused.field.startswith(variable) and str(refused).startswith(variable))
 
 
 class TestToml:
