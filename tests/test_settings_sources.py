@@ -225,11 +225,19 @@ class TestFunctionsByName:
             Settings.from_mapping(wrap(path))
         assert caught.value.field == field
 
-    def test_a_module_that_fails_when_it_is_imported(self, tmp_path, monkeypatch):
-        (tmp_path / "broken_operator.py").write_text("import no_such_thing")
+    @pytest.mark.parametrize("source", ["import no_such_thing", "raise KeyError('no_such_thing')", "no_such_thing ="])
+    def test_a_module_that_fails_when_it_is_imported(self, source, tmp_path, monkeypatch):
+        (tmp_path / "broken_operator.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(SettingsError, match="no_such_thing"):
+        with pytest.raises(SettingsError, match="that can be imported") as caught:
             Settings.from_mapping({"exempt": "broken_operator:f"})
+        assert caught.value.__cause__ is not None
+
+    @pytest.mark.parametrize("path", [":", "a:", ":a", ".:a", ".", "..a:b", "a b:c", "\0:a", "json:dumps.x"])
+    def test_what_is_no_name(self, path):
+        with pytest.raises(SettingsError) as caught:
+            Settings.from_mapping({"exempt": path})
+        assert caught.value.value == path
 
 
 class TestEnvironment:
