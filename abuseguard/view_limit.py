@@ -133,8 +133,7 @@ def mark(view: Any, *, limit: ViewLimit | None = None, exempt: bool = False) -> 
     Raises:
         TypeError: it is a class, on which nobody would look for it.
     """
-    if isinstance(view, type):
-        raise TypeError(f"{view.__qualname__} is a class: decorate the view that is made of it, or its dispatch method")
+    _require_no_class(view)
     marks = ViewMarks.of(view)
     if limit is not None:
         marks = replace(marks, limits=(*marks.limits, limit), limits_tokens=marks.limits_tokens or limit.limits_tokens)
@@ -156,7 +155,11 @@ def limited(
         limit: its limit.
         refuse, refuse_async: return a refusal or None, from the limit, the view and what this is called with.
         is_async: whether the view is a coroutine function.
+
+    Raises:
+        TypeError: it is a class.
     """
+    _require_no_class(view)
     wrapper: Callable[..., Any]
     if is_async:
 
@@ -173,6 +176,11 @@ def limited(
 
     mark(wrapper, limit=limit)
     return cast("View", wrapper)
+
+
+def _require_no_class(view: object) -> None:
+    if isinstance(view, type):
+        raise TypeError(f"{view.__qualname__} is a class: decorate the view that is made of it, or its dispatch method")
 
 
 def view_path(view: Any) -> str:
