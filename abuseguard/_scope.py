@@ -40,15 +40,20 @@ class AsgiFacts(RequestFacts):
     __slots__ = ()
 
     # Written out, as one is made for every request: the inherited one takes twice as long.
+    # `headers` is made when it is asked for: most requests are decided without.
     def __init__(self, scope: Scope) -> None:
         client = scope.get("client")
         self.method = scope.get("method", "WEBSOCKET")
         self.path = _full_path(scope) if scope.get("root_path") else scope["path"]
-        self.headers = AsgiHeaders(scope.get("headers", ()))
         self.peer = client[0] if client else None
         self.native = scope
         self.body = self.content_length = self.address = self.plan = None
         self.account = ""
+
+    @property
+    def headers(self) -> AsgiHeaders:  # type: ignore[override]
+        """The header fields."""
+        return AsgiHeaders(self.native.get("headers", ()))
 
     def user(self) -> object | None:
         """What Starlette's ``AuthenticationMiddleware``, or another that keeps to its custom, left in the scope."""

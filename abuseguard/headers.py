@@ -18,6 +18,7 @@ from typing import NamedTuple
 from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
 from abuseguard.decision import Decision, Outcome
 from abuseguard.policy import RuleSet
+from abuseguard.rule import Rule
 from abuseguard.settings import HeaderDialect
 
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
@@ -87,7 +88,7 @@ class LimitFields:
         if self._draft:
             constant = self._constant_of(decision.plan.rule_set)
             fields.append(constant.field)
-            state = _state(decision, constant.buckets)
+            state = _state(decision, constant)
             if state:
                 fields.append(("RateLimit", state))
         if self._legacy:
@@ -102,7 +103,7 @@ class LimitFields:
         if self._draft:
             constant = self._constant_of(decision.plan.rule_set)
             fields.append(constant.encoded_field)
-            state = _state(decision, constant.buckets)
+            state = _state(decision, constant)
             if state:
                 fields.append((b"ratelimit", state.encode("ascii")))
         if self._legacy:
@@ -127,20 +128,34 @@ class _Constant(NamedTuple):
 
     field: tuple[str, str]
     encoded_field: tuple[bytes, bytes]
-    buckets: list[tuple[str, int, int]]
+    # Of `RateLimit`: all of it but the numbers, and what these are worked out from.
+    template: str
+    names: list[str]
+    buckets: list[tuple[int, int]]
 
     @classmethod
     def of(cls, rule_set: RuleSet) -> _Constant:
-        items = []
-        for rule in rule_set.rules:
-            unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
-            items.append(f'"{rule.name}";q={rule.bucket.capacity};w={_seconds(rule.bucket.capacity_ns)}{unit}')
-        value = ", ".join(items)
-        buckets = [(rule.name, rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rule_set.rules]
-        return cls(("RateLimit-Policy", value), (b"ratelimit-policy", value.encode("ascii")), buckets)
+        rules = rule_set.rules
+        value = ", ".join(_policy(rule) for rule in rules)
+        return cls(
+            ("RateLimit-Policy", value),
+            (b"ratelimit-policy", value.encode("ascii")),
+            ", ".join(f'"{rule.name}";r=%d;t=%d' for rule in rules),
+            [rule.name for rule in rules],
+            [(rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rules],
+        )
 
 
-def _state(decision: Decision, buckets: list[tuple[str, int, int]]) -> str:
+def _policy(rule: Rule) -> str:
+    """One limit in ``RateLimit-Policy``."""
+    capacity, item = rule.bucket.capacity, rule.limit.item
+    # From the rate as it was given: that of the bucket is rounded to whole nanoseconds a token.
+    window_seconds = -(-capacity * item.get_expiry() // item.amount)
+    unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
+    return f'"{rule.name}";q={capacity};w={window_seconds}{unit}'
+
+
+def _state(decision: Decision, constant: _Constant) -> str:
     """The value of ``RateLimit``; its arithmetic is that of ``Bucket``, written out as every response needs it."""
     if decision.outcome is _DENIED:
         # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
@@ -151,12 +166,25 @@ def _state(decision: Decision, buckets: list[tuple[str, int, int]]) -> str:
                 for quota in decision.denied_by
             ]
         )
-    states = []
-    for (name, capacity_ns, interval_ns), time_to_full_ns in zip(buckets, decision.times_to_full_ns):  # noqa: B905
-        if time_to_full_ns is not None:
-            remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
-            states.append(f'"{name}";r={remaining};t={-(-time_to_full_ns // 1_000_000_000)}')
-    return ", ".join(states)
+    numbers: list[int] = []
+    for (capacity_ns, interval_ns), time_to_full_ns in zip(constant.buckets, decision.times_to_full_ns):  # noqa: B905
+        if time_to_full_ns is None:
+            return _state_of_known(decision, constant)
+        remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
+        numbers += (remaining, (time_to_full_ns + 999_999_999) // 1_000_000_000)
+    # One template for all limits: it takes half as long as one each.
+    return constant.template % tuple(numbers)
+
+
+def _state_of_known(decision: Decision, constant: _Constant) -> str:
+    """The same where the store did not tell of every limit."""
+    return ", ".join(
+        f'"{name}";r={max(0, capacity_ns - time_to_full_ns) // interval_ns};t={_seconds(time_to_full_ns)}'
+        for name, (capacity_ns, interval_ns), time_to_full_ns in zip(
+            constant.names, constant.buckets, decision.times_to_full_ns, strict=True
+        )
+        if time_to_full_ns is not None
+    )
 
 
 def _seconds(duration_ns: int) -> int:

@@ -163,7 +163,7 @@ async def test_error_pages_tell_the_limits(framework, caplog):
 @FRAMEWORKS
 async def test_websockets(framework):
     guard = behind_the_guard(framework)
-    server = Server(*map(text, "abc"))
+    server = Server(*map(text, "abc"), patient=True)
     headers = {"host": "a.example", "connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     scope = websocket_scope("/ws", headers.items(), extensions=DENIAL)
     await asyncio.wait_for(server.serve(guard, scope), 5)

@@ -27,15 +27,27 @@ def text(message):
 
 
 class Server:
-    """The server's end of one connection: raises on what a server raises on."""
+    """The server's end of one connection: raises on what a server raises on.
 
-    def __init__(self, *messages):
-        self.messages = [CONNECT, *messages]
+    Args:
+        messages: what comes once the application has accepted.
+        patient: whether each of them waits until the one before was answered.
+    """
+
+    def __init__(self, *messages, patient=False):
+        self.messages = list(messages)
         self.sent = []
         self.asked = False
+        self.patient = patient
+        self.may_send = asyncio.Event()
 
     async def receive(self):
-        self.asked = True
+        if not self.asked:
+            self.asked = True
+            return CONNECT
+        await self.may_send.wait()
+        if self.patient:
+            self.may_send.clear()
         if self.messages:
             return self.messages.pop(0)
         await asyncio.Event().wait()
@@ -45,6 +57,8 @@ class Server:
         assert self.asked, "sent before the connection was asked for"
         assert not self.sent or self.sent[-1]["type"] != "websocket.close", "sent after the close"
         self.sent.append(message)
+        if message["type"] in ("websocket.accept", "websocket.send"):
+            self.may_send.set()
 
     @property
     def types(self):
