@@ -158,7 +158,7 @@ def imported(field: str, path: str) -> Callable[..., object]:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # noqa: BLE001 - a module may raise anything when it is imported
+    except Exception as error:  # a module may raise anything when it is imported
         raise SettingsError(field, path, f"a function that can be imported ({error!r})") from error
     if not callable(found):
         raise SettingsError(field, path, "a function")

@@ -127,6 +127,8 @@ class Limit:
         values: dict[str, Any] = {"rate": rate}
         for option in options:
             key, _, value = option.partition("=")
+            if key in values:
+                raise SettingsError(key, value, "each field once")
             if key in ("burst", "cost"):
                 values[key] = int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
             elif key in ("routes", "methods", "plans"):
