@@ -16,6 +16,8 @@ from abuseguard.facts import RequestFacts
 AccountSource = Callable[[RequestFacts], object]
 
 _LONGEST_KEY = 128
+# What keys begin with that are not texts of a source as they were.
+_PREFIXES = ("ip:", "long:", "account:")
 _KEYS_REMEMBERED = 16_384
 
 
@@ -170,7 +172,7 @@ def account_key(value: object) -> str | None:
     """A usable key from what a source returned: text of 1 to 128 characters; None if it holds no account.
 
     Whole numbers, bytes and objects with a ``hex`` text (a UUID) are turned into text, longer text into its hash.
-    A key that could be taken for an address is marked as one that is not.
+    A key that could be taken for an address or a hash is marked as one that is not.
 
     >>> account_key(42), account_key(""), account_key(["a list"])
     ('42', None, None)
@@ -184,8 +186,9 @@ def account_key(value: object) -> str | None:
             return None
     if not key:
         return None
-    key = short_key(key)
-    return "account:" + key if key.startswith("ip:") else key
+    if len(key) <= _LONGEST_KEY and key.startswith(_PREFIXES):
+        return "account:" + key
+    return short_key(key)
 
 
 def _text_of(value: object) -> str:
