@@ -22,6 +22,7 @@ from abuseguard.settings import Settings, limit_from
 from abuseguard.tokens import Estimate, estimate_from_length, estimate_tokens
 
 _COMPILED_LIMITS = 1024
+_PEERS_REMEMBERED = 8192
 _NANOSECONDS_PER_SECOND = 1_000_000_000
 # The account of requests that have neither account nor address.
 _NO_ONE = "ip:none"
@@ -91,6 +92,7 @@ class Policy:
         self._max_delay_ns = round(settings.max_delay_seconds * _NANOSECONDS_PER_SECOND)
         self._addresses = settings.addresses
         self._address_header = settings.addresses.header if settings.addresses.needs_headers else ""
+        self._client_of_peer = lru_cache(_PEERS_REMEMBERED)(self._client)
         source = account_source(settings.account)
         self._account = None if isinstance(source, Address) else Callback("account", source, None)
         self._plan_name = Callback("plan", settings.plan, None) if callable(settings.plan) else None
@@ -139,17 +141,23 @@ class Policy:
         if facts.account:
             return
         header = self._address_header
-        address = self._addresses.key(facts.peer, facts.headers.all(header) if header else ())
-        if address is None and facts.peer and not facts.peer.startswith("unix"):
-            address = facts.peer  # a server's own name for a peer, such as a test client's: not the client's to choose
-        facts.address = address
-        account = None if self._account is None else account_key(self._account(facts))
-        if account is None:
-            account = "ip:" + address if address else _NO_ONE
+        if header:
+            facts.address, account = self._client(facts.peer, facts.headers.all(header))
+        else:
+            facts.address, account = self._client_of_peer(facts.peer)
+        if self._account is not None:
+            account = account_key(self._account(facts)) or account
         facts.account = account
         if self._plan_name is not None:
             plan = self._plan_name(facts)
             facts.plan = plan if isinstance(plan, str) else None
+
+    def _client(self, peer: str | None, forwarded: Sequence[str] = ()) -> tuple[str | None, str]:
+        """The client's address, and the account of requests that have no other."""
+        address = self._addresses.key(peer, forwarded)
+        if address is None and peer and not peer.startswith("unix"):
+            address = peer  # a server's own name for a peer, such as a test client's: not the client's to choose
+        return address, "ip:" + address if address else _NO_ONE
 
     def plan(self, facts: RequestFacts, may_delay: bool = False, limits: Sequence[Limit] = ()) -> Plan:
         """What this request asks of the store.
