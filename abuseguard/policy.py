@@ -255,7 +255,7 @@ class Policy:
             if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= 10**12:
                 self._estimate.refuse(tokens, "a whole number of at least 0, or None")
                 return None
-            return Estimate(input_tokens=0, output_tokens=tokens)
+            return Estimate(input_tokens=0, output_tokens=tokens, stands=True)
         default = self.settings.default_output_tokens
         if facts.body is not None:
             return estimate_tokens(facts.body, default_output_tokens=default)

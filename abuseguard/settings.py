@@ -87,7 +87,8 @@ class Settings:
             that clients denied together do not return together.
         max_delay_seconds: a request that could be allowed within so long is held back instead of denied, by servers
             on an event loop. 0: never.
-        estimate: the tokens a request will need, a function of the facts; None from it means "not a model call".
+        estimate: the tokens a request will need, a function of the facts; None from it means "not a model call". What
+            it says is charged, unless the response reports its usage.
             Default: from ``max_tokens`` and the input's length, in the shapes of the common model APIs.
         default_output_tokens: what the default estimate reserves for an answer whose length the request leaves open.
         max_body_bytes: the most of a body that is read for an estimate, or kept to find the tokens used.

@@ -42,10 +42,13 @@ class Estimate:
     Args:
         input_tokens: tokens that the model reads.
         output_tokens: tokens that it may write.
+        stands: whether it is charged as it is where the response reports nothing, instead of what is counted: whoever
+            estimates by a function of their own knows better than a count of bytes.
     """
 
     input_tokens: int
     output_tokens: int
+    stands: bool = False
 
     @property
     def total_tokens(self) -> int:

@@ -30,6 +30,7 @@ def settled_tokens(*, reserved: int, estimate: Estimate | None, observed: Observ
       let a client have it work for nothing (BerriAI/litellm, pull request 35098).
     - It never started otherwise, or is not a success (status 300 and above): 0. Our own failure costs nothing.
     - The request was not one to a language model: 0.
+    - The estimate stands for what is not reported: what was reserved.
     - Otherwise the input, as told at the start of a stream or else as estimated, and the output as counted, as far as
       it got. That may be more than was reserved: a limit that the request names and the application does not heed
       would otherwise be a way to pay less.
@@ -55,6 +56,8 @@ def settled_tokens(*, reserved: int, estimate: Estimate | None, observed: Observ
         return reserved if ending is Ending.DISCONNECTED else 0
     if estimate is None or (observed.status is not None and observed.status >= 300):
         return 0
+    if estimate.stands:
+        return reserved
     read = estimate.input_tokens if observed.input_tokens is None else observed.input_tokens
     return _bounded(read + observed.counted_output_tokens)
 

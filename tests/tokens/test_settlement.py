@@ -85,3 +85,14 @@ def test_not_a_request_to_a_model(ending) -> None:
 def test_always_a_sound_number(reserved, estimate, observed, ending) -> None:
     tokens = settled_tokens(reserved=reserved, estimate=estimate, observed=observed, ending=ending)
     assert 0 <= tokens <= 10**9
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_an_estimate_that_stands_is_charged_where_nothing_is_reported(ending):
+    estimate = Estimate(input_tokens=0, output_tokens=500, stands=True)
+    served = Observed(started=True, status=200, counted_output_tokens=37)
+    assert settled_tokens(reserved=500, estimate=estimate, observed=served, ending=ending) == 500
+    failed = Observed(started=True, status=500, counted_output_tokens=37)
+    assert settled_tokens(reserved=500, estimate=estimate, observed=failed, ending=ending) == 0
+    reported = Observed(started=True, status=200, reported=True, input_tokens=3, output_tokens=4)
+    assert settled_tokens(reserved=500, estimate=estimate, observed=reported, ending=ending) == 7
