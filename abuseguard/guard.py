@@ -150,7 +150,7 @@ class Guard(_GuardCore):
             return self._conclude(facts, self.policy.without_store(account, plan))
         try:
             reply = self._store.take(account, plan.demands)
-            if self._failing:
+            if self._failing and reply.allowed:
                 self._recovered()
         except StoreError as error:
             reply = self._answer_for_store(account, plan, error)
@@ -217,7 +217,7 @@ class AsyncGuard(_GuardCore):
                 reply = self._memory.take(account, plan.demands)
             else:
                 reply = await self._store.take(account, plan.demands)
-            if self._failing:
+            if self._failing and reply.allowed:
                 self._recovered()
         except StoreError as error:
             reply = self._answer_for_store(account, plan, error)
