@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 _LINEAR = re.compile(r"(?:[^*]*(?:\*(?=/|\Z)[^*]*)*|[^*]*\*+[^*]*)(?:\*\*+)?")
 
 
-def path_matcher(patterns: Sequence[str]) -> Callable[[str], object] | None:
-    """A function that tells, in time proportional to a path, whether it matches a pattern; None if there are none.
+def path_matcher(patterns: Sequence[str]) -> Callable[[str], object | None] | None:
+    """A function that tells in time proportional to a path whether it matches a pattern: gives None if it does not.
+
+    Without patterns there is no function: None.
 
     ``*`` stands for anything within a segment, ``**`` for anything at all, everything else for itself.
 
@@ -28,10 +30,10 @@ def path_matcher(patterns: Sequence[str]) -> Callable[[str], object] | None:
     if not automata:
         return fullmatch
 
-    def matches(path: str) -> bool:
-        return (fullmatch is not None and fullmatch(path) is not None) or any(
-            automaton.matches(path) for automaton in automata
-        )
+    def matches(path: str) -> object | None:
+        if fullmatch is not None and (match := fullmatch(path)) is not None:
+            return match
+        return next((automaton for automaton in automata if automaton.matches(path)), None)
 
     return matches
 
