@@ -341,13 +341,14 @@ def read_ahead(stream: Any, length: int) -> tuple[bytes, InputStream]:
     return body, io.BytesIO(body)
 
 
-class _FailedInput:
+class _FailedInput(io.RawIOBase):
     """A stream that fails as the one did that it stands for."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def read(self, *_: object) -> NoReturn:
-        raise self._error
+    def readable(self) -> bool:
+        return True
 
-    readline = readlines = __iter__ = read
+    def readinto(self, buffer: object) -> NoReturn:
+        raise self._error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 from typing import Any
 
-import django
-from django import conf
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from asgiref.sync import sync_to_async
+from django.core.exceptions import SuspiciousOperation
+from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.utils.asyncio import async_unsafe
 from django.utils.decorators import method_decorator
 from django.views import View
 
@@ -17,18 +20,49 @@ from tests.adapters.contract import CHAT, EVENTS, MESSAGE
 
 MIDDLEWARE = "abuseguard_django.middleware.AbuseGuardMiddleware"
 
-if not conf.settings.configured:
-    conf.settings.configure(
-        ALLOWED_HOSTS=["*"],
-        DEBUG=False,
-        DEFAULT_CHARSET="utf-8",
-        INSTALLED_APPS=["abuseguard_django"],
-        LOGGING_CONFIG=None,
-        MIDDLEWARE=[MIDDLEWARE],
-        ROOT_URLCONF=__name__,
-        SECRET_KEY="only for tests",
-    )
-    django.setup()
+SETTINGS = {
+    "AUTHENTICATION_BACKENDS": [f"{__name__}.Backend"],
+    "DEBUG": False,
+    "INSTALLED_APPS": [
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.sessions",
+        "abuseguard_django",
+    ],
+    "MIDDLEWARE": [MIDDLEWARE],
+    "ROOT_URLCONF": __name__,
+    "SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies",
+}
+
+
+class Backend:
+    """Users who are kept nowhere, but like those of a database are out of reach on an event loop."""
+
+    loaded = 0
+
+    @async_unsafe
+    def get_user(self, user_id: int) -> Any:
+        from django.contrib.auth.models import User
+
+        Backend.loaded += 1
+        return User(pk=user_id, username=f"user {user_id}")
+
+    async def aget_user(self, user_id: int) -> Any:
+        return await sync_to_async(self.get_user)(user_id)
+
+
+def session_cookie(user_id: int) -> str:
+    """The cookie of a session in which that user has logged in."""
+    from django.contrib import auth
+    from django.contrib.auth.models import User
+    from django.contrib.sessions.backends.signed_cookies import SessionStore
+
+    session = SessionStore()
+    session[auth.SESSION_KEY] = str(user_id)
+    session[auth.BACKEND_SESSION_KEY] = f"{__name__}.Backend"
+    session[auth.HASH_SESSION_KEY] = User(pk=user_id).get_session_auth_hash()
+    session.save()
+    return f"sessionid={session.session_key}"
 
 
 class Named:
@@ -47,6 +81,27 @@ def authentication(get_response):
         return get_response(request)
 
     return middleware
+
+
+def short_cut(get_response):
+    """A middleware that answers by itself."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("short cut") if request.path == "/short-cut" else get_response(request)
+
+    return middleware
+
+
+def blocking(get_response):
+    """A middleware that can only block, so that under ASGI all that is outside of it is called in a thread."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    return middleware
+
+
+blocking.async_capable = False
 
 
 def hiding(view):
@@ -166,6 +221,23 @@ class Exempt(View):
         return HttpResponse("ok")
 
 
+def file(request):
+    return FileResponse(io.BytesIO(b"a file"), content_type="text/plain")
+
+
+def body(request):
+    """What became of the request's body."""
+    try:
+        return HttpResponse(request.body)
+    except (OSError, SuspiciousOperation) as error:
+        return HttpResponse(type(error).__name__)
+
+
+async def hang(request):
+    request.scope["hanging"].set()
+    await asyncio.sleep(3600)
+
+
 async def async_ok(request, name=None):
     return HttpResponse("ok")
 
@@ -213,6 +285,9 @@ urlpatterns: list[Any] = [
     path("chat-limited", chat_limited),
     path("exempt", exempt_view),
     path("exempt-class", Exempt.as_view()),
+    path("file", file),
+    path("body", body),
+    path("hang", hang),
     path("body-json", lambda request: HttpResponse(json.loads(request.body)["max_tokens"])),
 ]
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from wsgiref.util import FileWrapper
 
+import django
 import pytest
+from django import conf
+from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 
-from abuseguard import Settings
+from abuseguard import Settings, User
 from tests.adapters import django_project
 from tests.adapters.contract import PROMPT, TOKENS, ViewContract
 from tests.asgi.driver import DISCONNECT, body_messages, http_scope
@@ -47,7 +54,7 @@ class AsgiClient:
         return self._run(send_all())
 
     def disconnect(self, path: str, body: Any, *, after: int) -> Response:
-        """Posts JSON, takes so many parts of the response, and is gone."""
+        """Posts JSON, takes so many parts of the response, and is gone; -1: while the view hangs."""
         return self._run(self.send("POST", path, (), json.dumps(body).encode(), disconnect_after=after))
 
     def _run(self, sending: Any) -> Any:
@@ -81,7 +88,7 @@ class AsgiClient:
         async def receive() -> Any:
             if waiting:
                 return waiting.pop(0)
-            await gone.wait()
+            await (scope["hanging"] if disconnect_after == -1 else gone).wait()
             return DISCONNECT
 
         async def send(message: Any) -> None:
@@ -90,28 +97,114 @@ class AsgiClient:
                 response.headers = [(name.decode(), value.decode()) for name, value in message["headers"]]
             elif message.get("body"):
                 response.chunks.append(message["body"])
-            if disconnect_after is not None and len(response.chunks) >= disconnect_after:
+            if disconnect_after is not None and len(response.chunks) >= disconnect_after >= 0:
                 gone.set()
                 await asyncio.sleep(3600)  # the socket is not drained any more
 
-        scope = http_scope(method, path, headers, client=(REMOTE_ADDR, 1) if REMOTE_ADDR else None)
+        client = (REMOTE_ADDR, 1) if REMOTE_ADDR else None
+        scope = http_scope(method, path, headers, client=client, hanging=asyncio.Event())
         await self.app(scope, receive, send)
         return response
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _project() -> Iterator[None]:
+    django.setup()
+    with override_settings(**django_project.SETTINGS):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _settings_restored() -> Iterator[None]:
+def _settings_restored(_project: None) -> Iterator[None]:
     with override_settings():
         yield
 
 
-def use(settings: Settings, *middleware: str) -> None:
-    django_project.conf.settings.ABUSEGUARD = settings
-    django_project.conf.settings.MIDDLEWARE = [*middleware, django_project.MIDDLEWARE]
+def use(settings: object, *middleware: str) -> None:
+    conf.settings.ABUSEGUARD = settings
+    conf.settings.MIDDLEWARE = [*middleware, django_project.MIDDLEWARE]
+
+
+@contextmanager
+def body_left_open() -> Iterator[None]:
+    """Django under ASGI does not close the request's body when a response fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 class DjangoContract(ViewContract):
     """What is Django's own, on both sides."""
+
+    sessions = ("django.contrib.sessions.middleware.SessionMiddleware",)
+    authentication = (*sessions, "django.contrib.auth.middleware.AuthenticationMiddleware")
+
+    def handler(self) -> Any:
+        """A client of the project with the settings as they are."""
+        raise NotImplementedError
+
+    def client_for(self, settings: Settings) -> Any:
+        use(settings, AUTHENTICATION)
+        return self.handler()
+
+    def test_logged_in_users_have_their_own_buckets(self):
+        use(Settings(limits=["1/hour"], account=User()), *self.authentication)
+        client = self.handler()
+        for user_id in (1, 2):
+            headers = [("Cookie", django_project.session_cookie(user_id))]
+            addresses = [f"192.0.2.{last}" for last in range(2)]
+            assert [client.get("/other", headers, REMOTE_ADDR=address).status for address in addresses] == [200, 429]
+        assert [client.get("/other").status for _ in range(2)] == [200, 429]
+        assert [client.get("/nowhere").status for _ in range(2)] == [429, 429]
+
+    def test_users_are_left_alone_where_accounts_are_something_else(self):
+        use(Settings(limits=["9/hour"]), *self.authentication)
+        before = django_project.Backend.loaded
+        assert self.handler().get("/other", [("Cookie", django_project.session_cookie(1))]).status == 200
+        assert django_project.Backend.loaded == before
+
+    def test_users_that_cannot_be_loaded_are_limited_by_address(self, monkeypatch, caplog):
+        def fail(self, user_id):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(django_project.Backend, "get_user", fail)
+        use(Settings(limits=["1/hour"], account=User()), *self.authentication)
+        client = self.handler()
+        headers = [("Cookie", django_project.session_cookie(1))]
+        assert [client.get("/other", headers).status for _ in range(2)] == [200, 429]
+        assert "the function given as account raised" in caplog.text
+
+    def test_a_middleware_behind_the_guard_that_answers_is_limited(self):
+        use(Settings(limits=["1/hour"]))
+        conf.settings.MIDDLEWARE.append("tests.adapters.django_project.short_cut")
+        client = self.handler()
+        responses = [client.get("/short-cut") for _ in range(2)]
+        assert [response.status for response in responses] == [200, 429]
+        assert [response.remaining("1-per-hour") for response in responses] == [0, 0]
+
+    def test_wrong_settings_are_said_at_start(self):
+        use({"mode": "sleep"})
+        with pytest.raises(ImproperlyConfigured, match="ABUSEGUARD: mode: got 'sleep', expected one of 'enforce'"):
+            self.handler()
+
+    def test_settings_come_from_the_environment(self, monkeypatch):
+        monkeypatch.setenv("ABUSEGUARD_LIMITS", "1/hour")
+        use(None)
+        client = self.handler()
+        assert [client.get().status for _ in range(2)] == [200, 429]
+
+    @pytest.mark.parametrize("limits", [[TOKENS], ["9/hour"]])
+    def test_a_body_that_is_too_large_for_django_is_its_to_refuse(self, limits):
+        conf.settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
+        assert self.client(*limits).post("/body", PROMPT).body == b"RequestDataTooBig"
+
+    def test_a_limit_without_the_middleware_is_an_error(self):
+        conf.settings.MIDDLEWARE = []
+        client = self.handler()
+        conf.settings.DEBUG_PROPAGATE_EXCEPTIONS = True
+        with body_left_open(), pytest.raises(ImproperlyConfigured, match="a view has a limit, but abuseguard_django"):
+            client.get("/limited")
 
     @pytest.mark.parametrize("path", ["/limited-method", "/limited-async-method"])
     def test_a_method_of_a_class_can_be_limited(self, path):
@@ -132,9 +225,48 @@ class DjangoContract(ViewContract):
 
 
 class TestWsgi(DjangoContract):
-    def client_for(self, settings: Settings) -> Client:
-        use(settings, AUTHENTICATION)
+    def handler(self) -> Client:
         return Client(WSGIHandler())
+
+    @pytest.mark.parametrize("limit", ["9/hour", TOKENS])
+    def test_files_are_handed_to_the_server(self, limit):
+        exchange = self.client(limit).start("GET", "/file", **{"wsgi.file_wrapper": FileWrapper})
+        assert exchange.finish().body == b"a file"
+        unchecked = Client(self.client(limit).app, validate=False)
+        exchange = unchecked.start("GET", "/file", **{"wsgi.file_wrapper": FileWrapper})
+        assert type(exchange.body) is FileWrapper
+        exchange.close()
+
+    @pytest.mark.parametrize("limits", [[TOKENS], ["9/hour"]])
+    def test_a_body_that_cannot_be_read_is_the_views(self, limits):
+        class Broken(io.BytesIO):
+            def read(self, *_):
+                raise ConnectionResetError
+
+        client = Client(self.client(*limits).app, validate=False)
+        assert client.post("/body", PROMPT, **{"wsgi.input": Broken()}).body == b"UnreadablePostError"
+
+    def test_a_request_of_a_test_reaches_a_limited_view(self):
+        use(Settings(limits=["1/hour"]))
+        request = RequestFactory().get("/limited")
+        assert [django_project.limited(request).status_code for _ in range(3)] == [200] * 3
+
+    def test_nothing_is_left_to_the_cycle_collector_that_django_does_not_leave(self):
+        garbage = []
+        for middleware in ([], [django_project.MIDDLEWARE]):
+            use(Settings(limits=["2/hour"]))
+            conf.settings.MIDDLEWARE = middleware
+            client = Client(WSGIHandler(), validate=False)
+            client.get()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    client.get()
+                garbage.append(gc.collect())
+            finally:
+                gc.enable()
+        assert garbage[1] <= garbage[0]
 
 
 class TestAsgi(DjangoContract):
@@ -146,14 +278,31 @@ class TestAsgi(DjangoContract):
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
-    def client_for(self, settings: Settings) -> AsgiClient:
-        use(settings, AUTHENTICATION)
-        django_project.conf.settings.ROOT_URLCONF = django_project.AsyncUrls
+    def handler(self) -> AsgiClient:
+        conf.settings.ROOT_URLCONF = django_project.AsyncUrls
         return AsgiClient(ASGIHandler(), self.loop)
 
+    def test_decisions_are_made_on_the_event_loop(self):
+        threads = []
+        client = self.client("9/hour", observer=lambda facts, decision: threads.append(threading.current_thread()))
+        assert [client.get(path).status for path in ("/", "/other", "/nowhere")] == [200, 200, 404]
+        assert threads == [threading.current_thread()] * 3
+
+    @pytest.mark.skipif(django.VERSION < (5, 0), reason="Django listens for disconnects since 5.0")
+    def test_a_client_that_goes_before_the_response_pays_the_reservation(self):
+        client = self.client(TOKENS)
+        client.disconnect("/hang", PROMPT, after=-1)
+        assert 100 < 10_000 - self.left(client) < 200
+
+    @pytest.mark.parametrize(("path", "used"), [("/chat", 50), ("/stream", 7)])
+    def test_a_middleware_that_can_only_block_changes_nothing(self, path, used):
+        use(Settings(limits=[TOKENS, "3/hour"]))
+        conf.settings.MIDDLEWARE.append("tests.adapters.django_project.blocking")
+        client = self.handler()
+        assert client.post(path, PROMPT).status == 200
+        assert self.left(client) == 10_000 - used
+        assert [client.get().status for _ in range(2)] == [200, 429]
+
     def test_an_exception_in_the_stream_is_charged_what_was_sent(self):
-        super().test_an_exception_in_the_stream_is_charged_what_was_sent()
-        with warnings.catch_warnings():
-            # Django leaves the request's body open when a stream fails.
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+        with body_left_open():
+            super().test_an_exception_in_the_stream_is_charged_what_was_sent()

@@ -292,11 +292,12 @@ class TestRequestBodies:
             def read(self, *_):
                 raise ConnectionResetError("gone")
 
-        for reading in ("read", "readline", "readlines", "__iter__"):
+        readings = [io.IOBase.readline, io.IOBase.readlines, list, io.RawIOBase.read, lambda stream: stream.read(5)]
+        for reading in readings:
 
             def app(environ, start_response, reading=reading):
                 try:
-                    getattr(environ["wsgi.input"], reading)()
+                    reading(environ["wsgi.input"])
                 except ConnectionResetError as error:
                     start_response("400 Bad Request", PLAIN)
                     return [str(error).encode()]
