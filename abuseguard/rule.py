@@ -5,6 +5,7 @@ from __future__ import annotations
 from abuseguard._callback import Callback
 from abuseguard.buckets.bucket import Bucket
 from abuseguard.buckets.store import Demand
+from abuseguard.buckets.window_name import WindowName
 from abuseguard.decision import Quota
 from abuseguard.facts import RequestFacts
 from abuseguard.identity import short_key
@@ -38,8 +39,11 @@ class Rule:
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self.name = limit.name
         self.bucket = Bucket.per(amount=limit.item.amount, period_seconds=limit.item.get_expiry(), capacity=limit.burst)
+        #: What stores call it. A window's name tells them that it is one.
+        self.name = limit.name
+        if limit.strategy != "token-bucket":
+            self.name = WindowName(limit, self.bucket.interval_ns)
         self._path = path_matcher(limit.routes)
         self._methods = frozenset(limit.methods)
         self._plans = frozenset(limit.plans)

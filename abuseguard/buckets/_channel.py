@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from typing import Any
 
+from abuseguard.buckets._deadline import timeout
 from abuseguard.buckets.redis import (
     TAKE,
     Command,
@@ -24,12 +24,6 @@ from abuseguard.buckets.redis import (
     store_error,
 )
 from abuseguard.errors import StoreError
-
-if sys.version_info >= (3, 11, 3):
-    from asyncio import timeout  # type: ignore[attr-defined,unused-ignore]
-else:
-    # Comes with redis-py, which needs it for the same Pythons.
-    from async_timeout import timeout  # type: ignore[import-not-found,unused-ignore]
 
 # The most steps in one command: Redis serves nobody else while a script runs.
 _MOST_STEPS = 64
