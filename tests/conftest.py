@@ -24,29 +24,49 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_settings")
 
 # Where this is set, only the optional packages that it names need be there, and tests of the others are skipped.
 # Everywhere else what is missing is an error, so that no test is skipped by accident.
-EXPECTED = os.environ.get("ABUSEGUARD_TESTS_EXPECT")
+EXPECTED = os.environ.get("TESTS_EXPECT")
 
 
 def may_be_missing(package: str) -> bool:
     return EXPECTED is not None and package not in EXPECTED.split()
 
 
-class _Module(pytest.Module):
-    """A test module that is skipped, rather than broken, where the package it imports was left out on purpose."""
+def _skip_if_left_out(error: BaseException | None) -> None:
+    """Skips where the package that an import asked for was left out on purpose."""
+    package = ((isinstance(error, ImportError) and error.name) or "abuseguard").partition(".")[0]
+    if not package.startswith("abuseguard") and may_be_missing(package):
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
 
+
+class _Module(pytest.Module):
     def collect(self):
         try:
             return super().collect()
         except self.CollectError as error:
-            missing = error.__cause__
-            package = ((isinstance(missing, ImportError) and missing.name) or "abuseguard").partition(".")[0]
-            if package.startswith("abuseguard") or not may_be_missing(package):
-                raise
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+            _skip_if_left_out(error.__cause__)
+            raise
 
 
 def pytest_pycollect_makemodule(module_path, parent):
     return _Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    try:
+        return (yield)
+    except ImportError as error:
+        _skip_if_left_out(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    try:
+        return (yield)
+    except ImportError as error:
+        _skip_if_left_out(error)
+        raise
 
 
 @pytest.fixture(scope="session")

