@@ -30,6 +30,8 @@ Scope = Literal["account", "address", "everyone"]
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Far above any budget of a real account.
 _MOST = 10**12
+# One a nanosecond: time has no smaller unit here.
+_MOST_PER_SECOND = 10**9
 # In nanoseconds still inside 2**63; in seconds far inside what a structured field can hold.
 _LONGEST_SECONDS = 100 * 366 * 86_400
 
@@ -94,6 +96,8 @@ class Limit:
             require_whole("burst", self.burst, least=1, most=_MOST)
             if self.strategy != "token-bucket":
                 raise SettingsError("burst", self.burst, f"none: the strategy {self.strategy!r} has no burst")
+        if item.amount > item.get_expiry() * _MOST_PER_SECOND:
+            raise SettingsError("rate", self.rate, f"a rate of at most {_MOST_PER_SECOND} a second")
         if -(-item.get_expiry() * (self.burst or item.amount) // item.amount) > _LONGEST_SECONDS:
             raise SettingsError("rate", self.rate, "a rate that fills the bucket within 100 years")
         require_function("when", self.when, of="the facts of a request")

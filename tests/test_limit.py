@@ -86,6 +86,11 @@ class TestRate:
         with pytest.raises(SettingsError, match="1 to 1000000000000"):
             Limit(rate)
 
+    def test_time_has_no_smaller_unit_than_a_nanosecond(self):
+        assert Rule(Limit("1000000000/second")).bucket.interval_ns == 1
+        with pytest.raises(SettingsError, match="at most 1000000000 a second"):
+            Limit("1000000001/second")
+
     @pytest.mark.parametrize(("rate", "burst"), [("1/103 years", None), ("1/year", 102), ("1/day", 40_000)])
     def test_a_bucket_fills_within_a_lifetime(self, rate, burst):
         with pytest.raises(SettingsError, match="100 years"):
