@@ -79,7 +79,6 @@ def clock():
 def make(request, clock):
     """Makes a guard of either kind."""
     loop = asyncio.new_event_loop()
-    request.addfinalizer(loop.close)
 
     def guard(*limits, store=None, **settings):
         settings = Settings(limits=limits, **settings)
@@ -87,7 +86,8 @@ def make(request, clock):
             return Guard(settings, clock=clock, store=store)
         return Blocking(AsyncGuard(settings, clock=clock, store=store and AsyncMemoryStore(store)), loop)
 
-    return guard
+    yield guard
+    loop.close()
 
 
 @pytest.fixture
