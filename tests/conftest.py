@@ -38,6 +38,12 @@ def _skip_if_left_out(error: BaseException | None) -> None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 
+def pytest_ignore_collect(collection_path):
+    # Doctests belong to the package. What the tests are made of may need a process of its own to be imported.
+    part_of_tests = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if part_of_tests and collection_path.parent.name != "typing" else None
+
+
 class _Module(pytest.Module):
     def collect(self):
         try:
