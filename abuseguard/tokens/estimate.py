@@ -9,7 +9,7 @@ that the application heeds the field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from abuseguard.tokens._json import MAX_TOKENS, parse_json, text_tokens, token_count
@@ -48,7 +48,7 @@ class Estimate:
 
     input_tokens: int
     output_tokens: int
-    stands: bool = False
+    stands: bool = field(default=False, repr=False)
 
     @property
     def total_tokens(self) -> int:

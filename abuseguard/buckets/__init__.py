@@ -1,0 +1,1 @@
+"""How much: token buckets, and the stores that keep them."""
