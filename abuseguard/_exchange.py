@@ -139,12 +139,11 @@ class MeteredExchange(HttpExchange):
         except GeneratorExit:
             raise  # the event loop is no more: there is nothing to wait with
         except BaseException as error:
-            gone = self._disconnected or isinstance(error, asyncio.CancelledError)
-            await self._settle(Ending.DISCONNECTED if gone else Ending.RAISED)
+            # Servers cancel the requests of clients that are gone.
+            self._disconnected = self._disconnected or isinstance(error, asyncio.CancelledError)
+            await self._settle()
             raise
-        # An application that leaves its response unfinished gave up on a client that is gone.
-        gone = self._disconnected or self._meter.started
-        await self._settle(Ending.DISCONNECTED if gone else Ending.RAISED)
+        await self._settle()
 
     async def receive(self) -> Message:
         """Hands the application its next message."""
@@ -155,32 +154,24 @@ class MeteredExchange(HttpExchange):
 
     def forward(self, message: Message) -> Awaitable[None]:
         """As for every exchange, and reads along."""
-        return self._forward(message)
-
-    async def _forward(self, message: Message) -> None:
-        if self.answer is None:
-            kind = message["type"]
-            if kind == "http.response.start":
-                self._meter.start(message["status"], _text(message.get("headers", ())))
-            elif kind == "http.response.body":
-                self._meter.feed(message.get("body", b""))
-                if not message.get("more_body", False):
-                    self._begin_to_settle(Ending.COMPLETE)
-            elif kind == "http.response.pathsend":
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._meter.start(message["status"], _text(message.get("headers", ())))
+        elif kind == "http.response.body":
+            self._meter.feed(message.get("body", b""))
+            if not message.get("more_body", False):
                 self._begin_to_settle(Ending.COMPLETE)
-        try:
-            await super().forward(message)
-        except OSError:
-            self._disconnected = True
-            raise
+        elif kind == "http.response.pathsend":
+            self._begin_to_settle(Ending.COMPLETE)
+        return super().forward(message)
 
     async def _give_back(self) -> None:
         # With everything else goes what was reserved, so that nothing is left to settle.
         self._settlement = self._settlements.begin(self.guard.refund(self.decision))
         await self._settlement
 
-    async def _settle(self, ending: Ending) -> None:
-        await self._begin_to_settle(ending)
+    async def _settle(self) -> None:
+        await self._begin_to_settle(Ending.DISCONNECTED if self._disconnected else Ending.RAISED)
 
     def _begin_to_settle(self, ending: Ending) -> Awaitable[None]:
         if self._settlement is None:
@@ -214,7 +205,7 @@ async def read_for_estimate(facts: RequestFacts, receive: Receive, max_body_byte
         received.append(message)
         body += message.get("body") or b""
         # A body longer than it was declared is the application's to deal with.
-        if message["type"] != "http.request" or not message.get("more_body", False) or len(body) > max_body_bytes:
+        if not message.get("more_body", False) or len(body) > max_body_bytes:
             break
     facts.body = bytes(body)
     received.reverse()

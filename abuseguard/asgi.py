@@ -66,17 +66,18 @@ class AbuseGuardMiddleware:
             return
         if decision.delay_ns:
             await self._hold_back(decision)
+        exchange: HttpExchange
         try:
             if self._meters and decision.plan.meters_tokens:
-                metered = MeteredExchange(guard, facts, decision, receive, send, self._settlements)
-                scope["abuseguard"] = metered
+                scope["abuseguard"] = exchange = metered = MeteredExchange(
+                    guard, facts, decision, receive, send, self._settlements
+                )
                 await metered.serve(self.app, scope)
             else:
-                exchange = HttpExchange(guard, facts, decision, send)
-                scope["abuseguard"] = exchange
+                scope["abuseguard"] = exchange = HttpExchange(guard, facts, decision, send)
                 await self.app(scope, receive, exchange.forward)
-                if exchange.answer is not None:
-                    await exchange.send_answer()
+            if exchange.answer is not None:
+                await exchange.send_answer()
         finally:
             # The scope holds the exchange, whose facts hold the scope: without this every request would be left to
             # the cycle collector.

@@ -131,10 +131,12 @@ async def test_denied_requests_cost_nothing():
     assert await left(guard) == 1000
 
 
-async def test_a_denial_by_the_routes_own_limit_gives_back_what_was_reserved():
+@pytest.mark.parametrize("answers", [True, False], ids=["app-answers", "app-returns"])
+async def test_a_denial_by_the_routes_own_limit_gives_back_what_was_reserved(answers):
     async def app(scope, receive, send):
-        await scope["abuseguard"].decide_limits([Limit("1/minute", name="route")])
-        await answering(json.dumps(OPENAI).encode())(scope, receive, send)
+        answer = await scope["abuseguard"].decide_limits([Limit("1/minute", name="route")])
+        if answer is None or answers:
+            await answering(json.dumps(OPENAI).encode())(scope, receive, send)
 
     guard = limited(app)
     assert (await post(guard, body=PROMPT)).status == 200
@@ -232,7 +234,7 @@ class TestEndings:
             await task
         assert await left(guard) == 1000 - 4 - 5
 
-    @pytest.mark.parametrize("how", ["cancelled", "told"])
+    @pytest.mark.parametrize("how", ["cancelled", "told", "told-and-raises"])
     async def test_gone_before_the_response_began_costs_what_was_reserved(self, how):
         """The model may be at work: or else a client could have it work for nothing."""
         running = asyncio.Event()
@@ -243,6 +245,8 @@ class TestEndings:
             if how == "cancelled":
                 await asyncio.Event().wait()
             assert await receive() == DISCONNECT
+            if how == "told-and-raises":
+                raise ValueError("own")
 
         guard = limited(app)
         scope = http_scope("POST", "/", _json_headers())

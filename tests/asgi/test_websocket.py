@@ -253,6 +253,21 @@ class TestLimitsOfARoute:
         assert server.types == ["accept", "close"]
         assert server.sent[-1]["code"] == 1013
 
+    @pytest.mark.parametrize("accept_first", [False, True])
+    @pytest.mark.parametrize("closed_by", ["guard", "application"])
+    async def test_a_connection_is_ended_once(self, accept_first, closed_by):
+        async def app(scope, receive, send):
+            await receive()
+            if accept_first:
+                await send({"type": "websocket.accept"})
+            if closed_by == "application":
+                await send({"type": "websocket.close"})
+            for _ in range(3):
+                await scope["abuseguard"].decide_limits([Limit("1/minute", name="route")])
+
+        server = await chat(guarded(app, limits=["10/minute"]))
+        assert server.types == ["accept"] * accept_first + ["close"]
+
     async def test_denial_gives_back_what_the_other_limits_took(self):
         guard = guarded(self.app(Limit("1/minute", name="route")), limits=["3/minute"])
         for expected in (["accept"], ["close"], ["close"], ["close"]):
