@@ -58,7 +58,7 @@ class AbuseGuardMiddleware:
             return
         guard = self.guard
         facts = AsgiFacts(scope)
-        if self._meters:
+        if self._meters and guard.policy.may_limit_tokens(facts):
             receive = await read_for_estimate(facts, receive, guard.settings.max_body_bytes)
         decision = await guard.decide(facts, may_delay=self._may_delay)
         if not decision.admitted:

@@ -126,6 +126,14 @@ class Policy:
         """Whether any limit is in tokens, so that shells have to read bodies."""
         return bool(self._dynamic) or any(rule.limit.unit == "tokens" for rule in self._request_rules)
 
+    def may_limit_tokens(self, facts: RequestFacts) -> bool:
+        """Whether a limit in tokens may be for this request, as far as method and path tell: else leave its body be."""
+        if self._exempt_path is not None and self._exempt_path(facts.path):
+            return False
+        return bool(self._dynamic) or any(
+            rule.limit.unit == "tokens" and rule.may_apply(facts) for rule in self._request_rules
+        )
+
     @property
     def limits_messages(self) -> bool:
         """Whether any limit counts WebSocket messages."""

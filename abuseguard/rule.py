@@ -59,10 +59,15 @@ class Rule:
     def applies(self, facts: RequestFacts) -> bool:
         """Whether the limit is for this request."""
         return (
-            (not self._methods or facts.method.upper() in self._methods)
+            self.may_apply(facts)
             and (not self._plans or facts.plan in self._plans)
-            and (self._path is None or self._path(facts.path) is not None)
             and (self._when is None or bool(self._when(facts)))
+        )
+
+    def may_apply(self, facts: RequestFacts) -> bool:
+        """Whether it is, as far as method and path tell: what is known before the body was read, and who is asking."""
+        return (not self._methods or facts.method.upper() in self._methods) and (
+            self._path is None or self._path(facts.path) is not None
         )
 
     def fixed_demand(self, extra_ns: int = 0) -> Demand:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abuseguard import Limit
 from abuseguard._scope import AsgiHeaders
-from tests.asgi.driver import body_messages, get, guarded, hello, http_scope, post, send_request
+from tests.asgi.driver import Response, body_messages, get, guarded, hello, http_scope, post, send_request
 
 pytestmark = pytest.mark.anyio
 
@@ -183,6 +183,32 @@ class TestBodies:
     async def test_other_types_are_not_read_before(self):
         facts = await self.seen(body_messages(b"a=1"), declared=3, content_type="application/x-www-form-urlencoded")
         assert (facts.body, facts.content_length) == (None, None)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"limits": [Limit("1000/minute", unit="tokens", routes=["/v1/**"])]},
+            {"limits": [Limit("1000/minute", unit="tokens", methods=["PUT"])]},
+            {"limits": [Limit("1000/minute", unit="tokens")], "exempt_paths": ["/"]},
+        ],
+        ids=["routes", "methods", "exempt"],
+    )
+    async def test_where_no_limit_in_tokens_can_apply_nothing_is_read_before(self, settings):
+        async def app(scope, receive, send):
+            assert receive is own
+            await hello(scope, receive, send)
+
+        async def own():
+            raise AssertionError
+
+        messages = Response()
+
+        async def send(message):
+            messages.messages.append(message)
+
+        headers = [("content-type", "application/json"), ("content-length", "2")]
+        await guarded(app, **settings)(http_scope("POST", "/", headers), own, send)
+        assert messages.status == 200
 
     @pytest.mark.parametrize("received", [0, 1, 2])
     async def test_disconnect_while_reading(self, received):
