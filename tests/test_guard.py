@@ -19,6 +19,7 @@ from abuseguard.errors import StoreFullError, StoreTimeoutError
 from abuseguard.facts import PlainHeaders
 from abuseguard.guard import AsyncGuard, Guard
 from abuseguard.headers import Answer
+from tests.identifiers import shown
 
 SECOND_NS = 10**9
 
@@ -616,7 +617,7 @@ class TestAnswer:
             *[5, "text", b"bytes", (429, {}, b""), object(), {"status": 429}, True],
             *[Answer(status="429"), Answer(status=429, headers=[("X-A", "b\r\n")]), Answer(status=429, body="text")],
         ],
-        ids=repr,
+        ids=shown,
     )
     def test_what_no_server_can_send_is_the_default(self, make, given, caplog):
         guard, decision = self.denied(make, response=lambda *_: given)

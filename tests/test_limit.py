@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from abuseguard import Limit, SettingsError
 from abuseguard.rule import Rule
+from tests.identifiers import shown
 
 
 async def asynchronous(facts):
@@ -67,7 +68,7 @@ class TestRate:
             *["", "often", "600", "/minute", "600/", "-5/minute", "1.5/minute", "1e3/minute", "600/fortnight", "5/m"],
             *["600/minute burst=50", "0/minute", "600/minute/hour", "\uff15/minute", "minute/600", "x" * 100_000],
         ],
-        ids=lambda rate: "HUGE" if rate is HUGE else repr(rate)[:30],
+        ids=lambda rate: "HUGE" if rate is HUGE else shown(rate),
     )
     def test_what_is_no_rate(self, rate):
         with pytest.raises(SettingsError) as caught:
@@ -131,7 +132,7 @@ class TestFields:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            pytest.param(field, value, id=f"{field}={'HUGE' if value is HUGE else repr(value)[:30]}")
+            pytest.param(field, value, id=f"{field}={'HUGE' if value is HUGE else shown(value)}")
             for field, values in WRONG.items()
             for value in values
         ],

@@ -15,6 +15,7 @@ from abuseguard.buckets.store import Adjustment, Demand, Reply
 from abuseguard.facts import PlainHeaders
 from abuseguard.identity import keyed_hash
 from abuseguard.policy import Policy
+from tests.identifiers import shown
 from tests.test_path_pattern import naive
 
 SECOND_NS = 10**9
@@ -355,7 +356,7 @@ class TestEstimate:
     @pytest.mark.parametrize(
         "result",
         [-1, 1.5, math.nan, "5", True, [], object(), 10**12 + 1, 10**5000],
-        ids=lambda result: "huge" if isinstance(result, int) and result > 1 else repr(result),
+        ids=lambda result: "huge" if isinstance(result, int) and result > 1 else shown(result),
     )
     def test_by_a_function_that_gives_no_number(self, result, caplog):
         assert policy(self.LIMIT, estimate=lambda request: result).plan(facts()).estimate is None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from abuseguard import Limit, RequestFacts
 from abuseguard.rule import Rule
+from tests.identifiers import shown
 from tests.test_path_pattern import naive
 
 SECOND_NS = 10**9
@@ -112,7 +113,7 @@ class TestCost:
     @pytest.mark.parametrize(
         "result",
         [None, -1, 1.0, 2.5, math.nan, math.inf, "2", True, False, [], object(), 10**12 + 1, 10**5000],
-        ids=lambda result: "huge" if isinstance(result, int) and result > 1 else repr(result),
+        ids=lambda result: "huge" if isinstance(result, int) and result > 1 else shown(result),
     )
     def test_what_is_no_cost_counts_as_one(self, result, caplog):
         assert self.cost_of(lambda request: result) == 1

@@ -10,6 +10,7 @@ import pytest
 
 from abuseguard import Address, ApiKey, Header, Limit, Settings, SettingsError, User
 from abuseguard.settings import STORE_SCHEMES, limit_from, setting_names
+from tests.identifiers import shown
 
 
 async def asynchronous(*_):
@@ -88,7 +89,7 @@ def test_no_setting_is_left_out_here():
 
 
 def name_of(value):
-    return "HUGE" if value is HUGE else "-HUGE" if value == -HUGE else repr(value)[:40]
+    return "HUGE" if value is HUGE else "-HUGE" if value == -HUGE else shown(value)
 
 
 @pytest.mark.parametrize(
