@@ -269,7 +269,7 @@ class MeteredBody:
     def __init__(self, body: Iterable[Any], exchange: Settles) -> None:
         self._body = body
         self._chunks: Iterator[Any] | None = None
-        self._exchange = exchange
+        self._exchange: Settles | None = exchange
 
     def __iter__(self) -> MeteredBody:
         return self
@@ -279,20 +279,18 @@ class MeteredBody:
         return len(self._body)  # type: ignore[arg-type]
 
     def __next__(self) -> Any:
-        exchange = self._exchange
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
             chunk = next(self._chunks)
         except StopIteration:
-            meter = exchange.meter
-            exchange.settle(Ending.COMPLETE if meter is not None and meter.started else Ending.RAISED)
+            self._settle(Ending.COMPLETE)
             raise
         except BaseException:
-            exchange.settle(Ending.RAISED)
+            self._settle(Ending.RAISED)
             raise
-        if exchange.meter is not None:
-            exchange.meter.feed(chunk_bytes(chunk))
+        if self._exchange is not None and self._exchange.meter is not None:
+            self._exchange.meter.feed(chunk_bytes(chunk))
         return chunk
 
     def close(self) -> None:
@@ -302,7 +300,13 @@ class MeteredBody:
             if close is not None:
                 close()
         finally:
-            self._exchange.settle(Ending.DISCONNECTED)
+            self._settle(Ending.DISCONNECTED)
+
+    def _settle(self, ending: Ending) -> None:
+        # Let go of, as a server that keeps the body is held by the exchange.
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.settle(ending)
 
 
 def chunk_bytes(chunk: object) -> bytes:

@@ -25,7 +25,7 @@ from abuseguard import Settings, User
 from tests.adapters import django_project
 from tests.adapters.contract import PROMPT, TOKENS, ViewContract
 from tests.asgi.driver import DISCONNECT, body_messages, http_scope
-from tests.wsgi.driver import Client, Headers, Response
+from tests.wsgi.driver import Client, Headers, Response, facts_left_behind
 
 AUTHENTICATION = "tests.adapters.django_project.authentication"
 
@@ -99,7 +99,8 @@ class AsgiClient:
                 response.chunks.append(message["body"])
             if disconnect_after is not None and len(response.chunks) >= disconnect_after >= 0:
                 gone.set()
-                await asyncio.sleep(3600)  # the socket is not drained any more
+                if django.VERSION >= (5, 0):  # before, Django did not listen, and sent into the void
+                    await asyncio.sleep(3600)
 
         client = (REMOTE_ADDR, 1) if REMOTE_ADDR else None
         scope = http_scope(method, path, headers, client=client, hanging=asyncio.Event())
@@ -206,7 +207,16 @@ class DjangoContract(ViewContract):
         with body_left_open(), pytest.raises(ImproperlyConfigured, match="a view has a limit, but abuseguard_django"):
             client.get("/limited")
 
-    @pytest.mark.parametrize("path", ["/limited-method", "/limited-async-method"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/limited-method",
+            pytest.param(
+                "/limited-async-method",
+                marks=pytest.mark.skipif(django.VERSION < (5, 2), reason="method_decorator is for blocking methods"),
+            ),
+        ],
+    )
     def test_a_method_of_a_class_can_be_limited(self, path):
         client = self.client("10/hour")
         assert [client.get(path).status for _ in range(3)] == [200, 200, 429]
@@ -251,22 +261,9 @@ class TestWsgi(DjangoContract):
         request = RequestFactory().get("/limited")
         assert [django_project.limited(request).status_code for _ in range(3)] == [200] * 3
 
-    def test_nothing_is_left_to_the_cycle_collector_that_django_does_not_leave(self):
-        garbage = []
-        for middleware in ([], [django_project.MIDDLEWARE]):
-            use(Settings(limits=["2/hour"]))
-            conf.settings.MIDDLEWARE = middleware
-            client = Client(WSGIHandler(), validate=False)
-            client.get()
-            gc.collect()
-            gc.disable()
-            try:
-                for _ in range(3):
-                    client.get()
-                garbage.append(gc.collect())
-            finally:
-                gc.enable()
-        assert garbage[1] <= garbage[0]
+    @pytest.mark.parametrize("limits", [["3/hour"], ["3/hour", TOKENS]])
+    def test_nothing_is_left_to_the_cycle_collector(self, limits):
+        assert facts_left_behind(Client(self.client(*limits).app, validate=False)) == []
 
 
 class TestAsgi(DjangoContract):
