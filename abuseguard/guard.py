@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from abuseguard._callback import Callback
 from abuseguard._fault_log import FaultLog, logger
@@ -20,18 +20,26 @@ from abuseguard.policy import Plan, Policy
 from abuseguard.settings import Settings
 
 
+def _say_nothing(decision: Decision) -> EncodedFields:
+    return []
+
+
 class _GuardCore:
     """What both guards share: everything but the lines that wait for a store."""
 
     def __init__(self, settings: Settings, clock: Clock | None) -> None:
         self.settings = settings
-        self.clock = clock or SystemClock()
+        self.clock = SystemClock() if clock is None else clock
         self.policy = Policy(settings)
         self._counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         #: How many times a correction could not be written to the store, so that what was reserved stands.
         self.unsettled = 0
         self._speaks = settings.mode == "enforce" and settings.headers != "none"
         self._fields = LimitFields(settings.headers, self.clock)
+        #: What ``fields`` returns, as ASGI has it. No method: one would double the calls that every response makes.
+        self.encoded_fields: Callable[[Decision], EncodedFields] = (
+            self._fields.write_encoded if self._speaks else _say_nothing
+        )
         self._fallback = Fallback(
             settings.on_store_failure, workers=settings.workers, max_keys=settings.max_keys, clock=self.clock
         )
@@ -102,10 +110,6 @@ class _GuardCore:
         """The response fields that tell the client its limits; none in ``mode="observe"``."""
         return self._fields.write(decision) if self._speaks else []
 
-    def encoded_fields(self, decision: Decision) -> EncodedFields:
-        """The same as ASGI has them."""
-        return self._fields.write_encoded(decision) if self._speaks else []
-
     def answer(self, facts: RequestFacts, decision: Decision) -> Answer:
         """The whole response to a request that was not admitted."""
         answer = denial(decision, jitter=self.settings.retry_after_jitter)
@@ -134,7 +138,7 @@ class Guard(_GuardCore):
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, store: Store | None = None) -> None:
         super().__init__(settings, clock)
-        self._store = store or store_for(settings, self.clock)
+        self._store = store_for(settings, self.clock) if store is None else store
 
     def decide(self, facts: RequestFacts, limits: Sequence[Limit] = ()) -> Decision:
         """Whether this request goes to the application, by the settings and its route's own limits. Never raises."""
@@ -189,7 +193,7 @@ class AsyncGuard(_GuardCore):
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, store: AsyncStore | None = None) -> None:
         super().__init__(settings, clock)
-        self._store = store or async_store_for(settings, self.clock)
+        self._store = async_store_for(settings, self.clock) if store is None else store
         # Memory needs no waiting for, and a coroutine that never waits costs as much as taking from a bucket.
         self._memory = self._store.store if isinstance(self._store, AsyncMemoryStore) else None
 
@@ -198,7 +202,11 @@ class AsyncGuard(_GuardCore):
         self, facts: RequestFacts, limits: Sequence[Limit] = (), *, may_delay: bool = False
     ) -> Awaitable[Decision]:
         """Whether this request goes to the application, by the settings and its route's own limits. Never raises."""
-        return self._decide(facts, self._plan(facts, may_delay, limits))
+        try:
+            plan = self.policy.plan(facts, may_delay, limits)
+        except Exception:  # noqa: BLE001 - as in `_plan`, which is not called here to save a call
+            plan = self._let_through()
+        return self._decide(facts, plan)
 
     def decide_message(self, facts: RequestFacts) -> Awaitable[Decision]:
         """The same for one message on a WebSocket."""

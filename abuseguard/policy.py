@@ -14,7 +14,7 @@ from abuseguard.buckets.store import Adjustment, Demand, Reply
 from abuseguard.decision import Decision, Outcome
 from abuseguard.errors import SettingsError
 from abuseguard.facts import RequestFacts
-from abuseguard.identity import Address, account_key, account_source
+from abuseguard.identity import Address, account_key, account_source, short_key
 from abuseguard.limit import Limit
 from abuseguard.path_pattern import path_matcher
 from abuseguard.rule import Rule
@@ -23,6 +23,7 @@ from abuseguard.tokens import Estimate, estimate_from_length, estimate_tokens
 
 _COMPILED_LIMITS = 1024
 _PEERS_REMEMBERED = 8192
+_LONGEST_PEER = 128
 _NANOSECONDS_PER_SECOND = 1_000_000_000
 # The account of requests that have neither account nor address.
 _NO_ONE = "ip:none"
@@ -149,10 +150,13 @@ class Policy:
         if facts.account:
             return
         header = self._address_header
+        peer = facts.peer
         if header:
-            facts.address, account = self._client(facts.peer, facts.headers.all(header))
+            facts.address, account = self._client(peer, facts.headers.all(header))
+        elif peer is None or len(peer) <= _LONGEST_PEER:
+            facts.address, account = self._client_of_peer(peer)
         else:
-            facts.address, account = self._client_of_peer(facts.peer)
+            facts.address, account = self._client(peer)
         if self._account is not None:
             account = account_key(self._account(facts)) or account
         facts.account = account
@@ -164,7 +168,9 @@ class Policy:
         """The client's address, and the account of requests that have no other."""
         address = self._addresses.key(peer, forwarded)
         if address is None and peer and not peer.startswith("unix"):
-            address = peer  # a server's own name for a peer, such as a test client's: not the client's to choose
+            # A server's own name for a peer, such as a test client's: not the client's to choose, but for servers that
+            # believe any proxy. Then it may be of any length.
+            address = short_key(peer)
         return address, "ip:" + address if address else _NO_ONE
 
     def plan(self, facts: RequestFacts, may_delay: bool = False, limits: Sequence[Limit] = ()) -> Plan:

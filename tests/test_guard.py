@@ -230,6 +230,15 @@ class TestDeciding:
         assert decision.admitted
         assert [quota.remaining for quota in decision.quotas] == [0, 4]
 
+    def test_a_store_that_is_given_is_used_even_if_it_is_false(self):
+        class Empty(UnreliableStore):
+            def __bool__(self):
+                return False
+
+        empty = Empty(ManualClock())
+        Guard(Settings(limits=["5/minute"]), store=empty).decide(facts())
+        assert empty.calls == 1
+
     def test_settings_that_are_none(self):
         for wrong in (None, "5/minute", {"limits": []}):
             with pytest.raises((AttributeError, TypeError, SettingsError)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import uuid
+import weakref
 
 import pytest
 from hypothesis import given
@@ -104,6 +106,23 @@ class TestIdentify:
 
     def test_peers_that_are_no_addresses_keep_the_servers_name(self):
         assert self.identify(facts(peer="testclient")).account == "ip:testclient"
+
+    @pytest.mark.parametrize("trusted_proxies", [(), ["10.0.0.0/8"]])
+    def test_peers_of_any_length_are_not_kept(self, trusted_proxies):
+        # A server that believes any proxy passes on what clients wrote.
+        class Peer(str):  # noqa: SLOT000 - slots could not be referred to weakly
+            """Text of which one can see that nobody holds it."""
+
+        peer = Peer("x" * 100_000)
+        held = weakref.ref(peer)
+        compiled = policy("5/minute", trusted_proxies=trusted_proxies)
+        request = facts(peer=peer)
+        compiled.plan(request)
+        assert len(request.account) < 64
+        assert request.account == "ip:" + request.address
+        del peer, request
+        gc.collect()
+        assert held() is None
 
     def test_no_peer_is_no_address(self):
         for peer in (None, "", "unix:/run/app.sock"):
@@ -435,10 +454,16 @@ class TestInterpret:
         decision = compiled.interpret("alice", compiled.plan(facts(), may_delay=True), Reply(True, [SECOND_NS]))
         assert (decision.outcome, decision.delay_ns) == (Outcome.ALLOWED, 0)
 
-    def test_only_callers_that_can_wait_are_told_to(self):
-        compiled = policy(Limit("60/minute", burst=1), max_delay_seconds=1)
+    @pytest.mark.parametrize("chosen", [{}, {"methods": "GET"}, {"cost": lambda request: 1}, {"per": "address"}])
+    def test_only_callers_that_can_wait_are_told_to(self, chosen):
+        compiled = policy(Limit("60/minute", burst=1, **chosen), max_delay_seconds=1)
         assert compiled.plan(facts()).demands[0].capacity_ns == SECOND_NS
         assert compiled.plan(facts(), may_delay=True).demands[0].capacity_ns == 2 * SECOND_NS
+
+    def test_delayed_by_a_nanosecond(self):
+        compiled = policy(Limit("60/minute", burst=1), max_delay_seconds=1)
+        decision = compiled.interpret("alice", compiled.plan(facts(), may_delay=True), Reply(True, [SECOND_NS + 1]))
+        assert (decision.outcome, decision.delay_ns) == (Outcome.DELAYED, 1)
 
     @pytest.mark.parametrize(
         ("settings", "mode", "outcome", "admitted"),
