@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,7 +90,7 @@ class LimitFields:
             fields.append(constant.field)
             state = _state(decision, constant)
             if state:
-                fields.append(("RateLimit", state))
+                fields.append(("RateLimit", state.decode("ascii")))
         if self._legacy:
             fields += self._write_legacy(decision)
         return fields
@@ -105,7 +105,7 @@ class LimitFields:
             fields.append(constant.encoded_field)
             state = _state(decision, constant)
             if state:
-                fields.append((b"ratelimit", state.encode("ascii")))
+                fields.append((b"ratelimit", state))
         if self._legacy:
             fields += [(name.lower().encode(), value.encode()) for name, value in self._write_legacy(decision)]
         return fields
@@ -129,8 +129,7 @@ class _Constant(NamedTuple):
     field: tuple[str, str]
     encoded_field: tuple[bytes, bytes]
     # Of `RateLimit`: all of it but the numbers, and what these are worked out from.
-    template: str
-    names: list[str]
+    template: bytes
     buckets: list[tuple[int, int]]
 
     @classmethod
@@ -140,8 +139,7 @@ class _Constant(NamedTuple):
         return cls(
             ("RateLimit-Policy", value),
             (b"ratelimit-policy", value.encode("ascii")),
-            ", ".join(f'"{rule.name}";r=%d;t=%d' for rule in rules),
-            [rule.name for rule in rules],
+            ", ".join(f'"{rule.name}";r=%d;t=%d' for rule in rules).encode("ascii"),
             [(rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rules],
         )
 
@@ -155,36 +153,29 @@ def _policy(rule: Rule) -> str:
     return f'"{rule.name}";q={capacity};w={window_seconds}{unit}'
 
 
-def _state(decision: Decision, constant: _Constant) -> str:
+def _state(decision: Decision, constant: _Constant) -> bytes:
     """The value of ``RateLimit``; its arithmetic is that of ``Bucket``, written out as every response needs it."""
     if decision.outcome is _DENIED:
         # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
-        return ", ".join(
-            [
-                f'"{quota.limit}";r={quota.remaining};'
-                f"t={_seconds(quota.full_in_ns if quota.wait_ns is None else quota.wait_ns)}"
-                for quota in decision.denied_by
-            ]
+        return _joined(
+            (quota.limit, quota.remaining, quota.full_in_ns if quota.wait_ns is None else quota.wait_ns)
+            for quota in decision.denied_by
         )
     numbers: list[int] = []
     for (capacity_ns, interval_ns), time_to_full_ns in zip(constant.buckets, decision.times_to_full_ns):  # noqa: B905
-        if time_to_full_ns is None:
-            return _state_of_known(decision, constant)
+        if time_to_full_ns is None:  # the store did not tell of every limit
+            return _joined((quota.limit, quota.remaining, quota.full_in_ns) for quota in decision.quotas)
         remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
         numbers += (remaining, (time_to_full_ns + 999_999_999) // 1_000_000_000)
     # One template for all limits: it takes half as long as one each.
     return constant.template % tuple(numbers)
 
 
-def _state_of_known(decision: Decision, constant: _Constant) -> str:
-    """The same where the store did not tell of every limit."""
+def _joined(states: Iterable[tuple[str, int, int]]) -> bytes:
+    """Limits by name, what remains of them, and the nanoseconds until more does."""
     return ", ".join(
-        f'"{name}";r={max(0, capacity_ns - time_to_full_ns) // interval_ns};t={_seconds(time_to_full_ns)}'
-        for name, (capacity_ns, interval_ns), time_to_full_ns in zip(
-            constant.names, constant.buckets, decision.times_to_full_ns, strict=True
-        )
-        if time_to_full_ns is not None
-    )
+        f'"{name}";r={remaining};t={_seconds(duration_ns)}' for name, remaining, duration_ns in states
+    ).encode("ascii")
 
 
 def _seconds(duration_ns: int) -> int:
