@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from abuseguard.buckets._table import Table
-from abuseguard.buckets.store import Adjustment, Demand, Reply
+from abuseguard.buckets.store import Adjustment, Demand, Reply, Store
 from abuseguard.clock import Clock, SystemClock
 from abuseguard.errors import SettingsError, StoreFullError
 
@@ -43,8 +43,9 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._tables = _Tables(max_keys)
 
-    def __len__(self) -> int:
-        """Buckets kept now, over all limits."""
+    @property
+    def size(self) -> int:
+        """Buckets kept now, over all limits. Not a length: an empty store would be false, and pass for none given."""
         with self._lock:
             return sum(map(len, self._tables.values()))
 
@@ -130,11 +131,11 @@ class _Tables(dict[str, Table]):
 
 
 class AsyncMemoryStore:
-    """A ``MemoryStore`` for callers on an event loop: it never blocks, so it is called as it is."""
+    """A store in memory for callers on an event loop: it never waits for anything, so it is called as it is."""
 
     __slots__ = ("store",)
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
 
     async def take(self, account: str, demands: Sequence[Demand]) -> Reply:
