@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -38,6 +39,10 @@ HeaderDialect = Literal["draft-10", "legacy", "both", "none"]
 ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 # A limit that depends on the request: what it returns applies, be it one, several, or none.
 DynamicLimit = Callable[["RequestFacts"], "Limit | str | Sequence[Limit | str] | None"]
+
+# Functions may return the same texts at every request, and reading one takes longer than the decision.
+_LIMITS_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 256
 
 STORE_SCHEMES = (
     "memory",
@@ -223,12 +228,15 @@ def setting_names() -> tuple[str, ...]:
     return tuple(f.name for f in fields(Settings) if f.init)
 
 
+_remembered_limit = lru_cache(_LIMITS_REMEMBERED)(Limit.from_text)
+
+
 def limit_from(value: object) -> Limit | DynamicLimit:
     """A limit from any of the forms in which ``Settings.limits`` takes one."""
     if isinstance(value, Limit):
         return value
     if isinstance(value, str):
-        return Limit.from_text(value)
+        return _remembered_limit(value) if len(value) <= _LONGEST_REMEMBERED else Limit.from_text(value)
     if isinstance(value, Mapping):
         return Limit.from_mapping(value)
     if callable(value):

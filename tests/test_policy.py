@@ -255,6 +255,12 @@ class TestDynamicLimits:
         assert names(policy("5/minute", raising).plan(facts())) == ["5-per-minute"]
         assert "limits[1] raised" in caplog.text
 
+    def test_texts_are_read_once(self):
+        compiled = policy(lambda request: "7/minute burst=3")
+        assert compiled.plan(facts()) is compiled.plan(facts())
+        (first,), (second,) = (compiled.plan(facts()).rules for _ in range(2))
+        assert first.limit is second.limit
+
     def test_depend_on_who_is_asking(self):
         rates = {"free": "10/minute", "pro": "100/minute"}
         compiled = policy(lambda request: rates.get(request.plan), plan="header:x-plan")
