@@ -41,7 +41,6 @@ ForwardedHeader = Literal["x-forwarded-for", "forwarded"]
 DynamicLimit = Callable[["RequestFacts"], "Limit | str | Sequence[Limit | str] | None"]
 
 # Functions may return the same texts at every request, and reading one takes longer than the decision.
-_LIMITS_REMEMBERED = 1024
 _LONGEST_REMEMBERED = 256
 
 STORE_SCHEMES = (
@@ -228,7 +227,7 @@ def setting_names() -> tuple[str, ...]:
     return tuple(f.name for f in fields(Settings) if f.init)
 
 
-_remembered_limit = lru_cache(_LIMITS_REMEMBERED)(Limit.from_text)
+_remembered_limit = lru_cache(1024)(Limit.from_text)
 
 
 def limit_from(value: object) -> Limit | DynamicLimit:
