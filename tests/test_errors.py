@@ -80,6 +80,14 @@ def test_failures_of_stores_are_store_errors(kind):
     assert issubclass(kind, StoreError)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(5, "5"), ("a", "'a'"), ("x" * 198, repr("x" * 198))])
-def test_short_values_are_shown_whole(value, expected):
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (5, "5"),
+        ("a", "'a'"),
+        ("x" * 198, repr("x" * 198)),
+        ("x" * 199, "'" + "x" * 199 + "... (201 characters)"),
+    ],
+)
+def test_values_are_shown_as_far_as_200_characters(value, expected):
     assert shown(value) == expected

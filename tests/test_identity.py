@@ -142,6 +142,14 @@ class TestUser:
             User(attribute)
 
 
+@pytest.mark.parametrize("source", [Address(), ApiKey(), Header("x"), User()])
+def test_sources_do_not_change(source):
+    assert hash(source) == hash(dataclasses.replace(source))
+    for name in ("header", "name", "attribute", "another"):
+        with pytest.raises((dataclasses.FrozenInstanceError, AttributeError, TypeError)):
+            setattr(source, name, "y")
+
+
 class TestAccountSource:
     @pytest.mark.parametrize(
         ("text", "source"),

@@ -208,6 +208,7 @@ class TestSelection:
         compiled = policy("5/minute")
         assert names(compiled.plan(facts(), limits=[limit])) == ["5-per-minute", "route"]
         assert names(compiled.plan_limits(facts(), [limit])) == ["route"]
+        assert list(compiled.plan_limits(facts(), [limit]).demands) == [Demand("route", 60 * SECOND_NS, 60 * SECOND_NS)]
         assert names(compiled.plan_limits(facts("GET"), [Limit("1/minute", methods="POST")])) == []
 
     def test_plans_of_requests_alike_are_made_once(self):
@@ -406,10 +407,16 @@ class TestInterpret:
     def test_taken(self):
         compiled = policy("60/minute")
         plan = compiled.plan(facts())
+        assert plan.tokens == 0
         decision = compiled.interpret("alice", plan, Reply(True, [SECOND_NS]))
         assert (decision.outcome, decision.admitted, decision.account) == (Outcome.ALLOWED, True, "alice")
         assert [quota.remaining for quota in decision.quotas] == [59]
         assert decision.denied_by == []
+
+    def test_what_was_taken_waits_for_nothing(self):
+        compiled = policy("60/minute")
+        decision = compiled.interpret("alice", compiled.plan(facts()), Reply(True, [60 * SECOND_NS]))
+        assert [(quota.remaining, quota.wait_ns) for quota in decision.quotas] == [(0, 0)]
 
     @pytest.mark.parametrize(("mode", "admitted"), [("enforce", False), ("observe", True)])
     def test_denied(self, mode, admitted):
