@@ -260,6 +260,16 @@ def test_a_clock_set_back_opens_no_window(kind):
     assert limiter.hit(item, "alice")
 
 
+@pytest.fixture
+def hasty_threads():
+    """Threads that give way to each other all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_threads_take_the_amount_between_them(kind):
     limiter = strategy(kind, WindowStorage())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -347,6 +348,16 @@ def test_all_or_none(steps):
         assert ask.remaining("alice") == [left - cost for left, cost in zip(before, taken, strict=True)]
 
 
+@pytest.fixture
+def hasty_threads():
+    """Threads that give way to each other all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_eight_threads_share_windows_and_buckets_exactly():
     ask = in_memory(SystemClock(), *(window("500/day", kind, name=kind) for kind in KINDS), Limit("700/day"))
     barrier = threading.Barrier(8)
@@ -393,11 +404,63 @@ def test_what_was_taken_is_given_back_when_another_process_was_faster(redis_url,
     ]
     assert [wait != 0 for wait in waits] == [False, False, False, True, False]
     elsewhere.adjust("alice", 0, 0, 0, -2)
-    assert here.take("alice", 9, 9, 9, 0, 9).allowed
+    assert here.remaining("alice") == [9, 9, 9, 2, 9]  # the denial itself has left nothing behind
     elsewhere.store.close()
 
 
+def test_in_memory_nothing_comes_in_between():
+    limit = window("1/hour", "fixed-window")
+    replies = {}
+
+    def second():
+        replies["second"] = ask.take("alice", 1, 1).allowed
+
+    def happens():
+        if not replies:
+            replies["first"] = None
+            thread.start()
+            thread.join(0.1)  # time enough to come in between, were it let
+
+    thread = threading.Thread(target=second)
+    storage = WindowStorage()
+    ask = Asker(WindowedStore(Meanwhile(happens), lambda: storage), limit, Limit("9/hour"))
+    replies["first"] = ask.take("alice", 1, 1).allowed
+    thread.join()
+    assert replies == {"first": True, "second": False}
+
+
+def test_a_storage_that_cannot_be_connected_to_is_tried_again_after_a_while():
+    clock = ManualClock(1_000 * SECOND_NS)
+    away = [StoreError("away")] * 3
+
+    def connect():
+        if away:
+            raise away.pop()
+        return WindowStorage(clock=clock)
+
+    ask = Asker(WindowedStore(MemoryStore(clock=clock), connect, clock=clock), window("3/hour", "fixed-window"))
+    for _ in range(3):
+        with pytest.raises(StoreError, match="away"):
+            ask.take("alice", 1)
+    with pytest.raises(StoreError, match="left alone"):
+        ask.take("alice", 1)
+    clock.advance(seconds=2)
+    assert ask.take("alice", 1).allowed
+
+
 class TestOnRedis:
+    def test_a_client_is_not_told_to_come_back_too_early(self, redis_server, redis_url):
+        store = store_for(Settings(store=redis_url, store_timeout_seconds=2), SystemClock())
+        ask = Asker(store, window("1/minute", "fixed-window"))
+        ask.take("alice", 1)
+        with contextlib.closing(redis_server.client()) as client:
+            (key,) = client.keys()
+            client.pexpire(key, 10_450)  # which Redis calls 10 s
+        reply = ask.take("alice", 1)
+        wait_ns = ask.rules[0].quota(reply.times_to_full_ns[0], ask.demands(1)[0].cost_ns).wait_ns
+        assert 10.4 * SECOND_NS < wait_ns < 11 * SECOND_NS
+        store.close()
+
     def test_keys_hide_the_account_and_vanish(self, redis_server, redis_url):
         given = Settings(store=redis_url, key_prefix="ours", secret="s3cret", store_timeout_seconds=2)
         store = store_for(given, SystemClock())
