@@ -183,17 +183,22 @@ def _require_no_class(view: object) -> None:
         raise TypeError(f"{view.__qualname__} is a class: decorate the view that is made of it, or its dispatch method")
 
 
-def view_path(view: Any) -> str:
+def view_path(view: Any, route: str) -> str:
     """The name of a function, or of an object's class, with its module.
 
+    Args:
+        view: the function or object.
+        route: what tells functions apart that were defined inside another, and so may have their name in common.
+
     >>> import json
-    >>> view_path(json.dumps), view_path(json.JSONDecoder())
-    ('json.dumps', 'json.decoder.JSONDecoder')
+    >>> view_path(json.dumps, "/"), view_path(json.JSONDecoder(), "/"), view_path(lambda: None, "/users")
+    ('json.dumps', 'json.decoder.JSONDecoder', 'abuseguard.view_limit.<lambda>-/users')
     """
     while isinstance(view, partial):
         view = view.func
     named = view if hasattr(view, "__qualname__") else type(view)
-    return f"{named.__module__}.{named.__qualname__}"
+    path = f"{named.__module__}.{named.__qualname__}"
+    return f"{path}-{route}" if "<" in path else path
 
 
 def _bucket_name(text: str) -> str:

@@ -70,8 +70,12 @@ class TestMarks:
 
 class TestPaths:
     def test_of_partial_functions_are_those_of_the_functions(self):
-        assert view_path(functools.partial(functools.partial(facts, 1), 2)) == view_path(facts)
-        assert view_path(facts).endswith("test_view_limit.facts")
+        assert view_path(functools.partial(functools.partial(facts, 1), 2), "/") == view_path(facts, "/elsewhere")
+        assert view_path(facts, "/").endswith("test_view_limit.facts")
+
+    def test_of_functions_inside_others_tell_their_routes(self):
+        views = [lambda: "view" for _ in range(2)]
+        assert len({view_path(view, f"/{number}") for number, view in enumerate(views)}) == 2
 
 
 class TestOneStep:

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from abuseguard import Limit
+    from abuseguard.admission import Exchange
     from abuseguard.headers import Answer
     from abuseguard.view_limit import LimitOptions
-    from abuseguard.wsgi import Exchange
 
 
 def limit(rate: str | Limit, **options: Unpack[LimitOptions]) -> Callable[[View], View]:
     """Limits one view, besides the limits of the settings and in one step with them.
 
-    Every view has a bucket of its own, unless the limit is given a ``name``: views that give the same name, or the
-    same ``Limit``, share one. Works on functions, ``async`` ones as well, and on methods of classes through
-    ``method_decorator(limit("5/minute"), name="dispatch")``.
+    Every view has a bucket of its own, called after it, unless the limit is ``shared`` or has a ``name``: views that
+    give the same name, or the same ``Limit``, share one. Works on functions, ``async`` ones as well, and on methods of
+    classes through ``method_decorator(limit("5/minute"), name="dispatch")``.
 
     Args:
         rate: such as ``"5/minute"``, or a ``Limit``.
-        options: ``burst``, ``cost`` and the other fields of ``Limit``.
+        options: ``burst``, ``cost`` and the other fields of ``Limit``; ``shared``.
 
     Raises:
         SettingsError: a field is wrong.
@@ -60,20 +60,21 @@ def response_of(answer: Answer, request: HttpRequest) -> HttpResponse:
     return HttpResponse(b"" if request.method == "HEAD" else answer.body, status=answer.status, headers=headers)
 
 
-def limits_of(marks: ViewMarks, view: Any) -> Sequence[Limit]:
+def limits_of(marks: ViewMarks, view: Any, request: Any) -> Sequence[Limit]:
     """The limits written on a view."""
     if not marks.limits:
         return ()
-    path = _path(view)
+    path = _path(view, request)
     return [view_limit.of(path) for view_limit in marks.limits]
 
 
-def _path(view: Any) -> str:
+def _path(view: Any, request: Any) -> str:
     """What distinguishes a view from others: its function, its class, or its class and the method that is limited."""
+    route: str = request.resolver_match.route
     bound = getattr(getattr(view, "func", None), "__self__", None)
     if isinstance(bound, ClassView):  # what method_decorator makes of a method, anew for each request
-        return f"{view_path(type(bound))}.{view.__name__}"
-    return view_path(getattr(view, "view_class", view))
+        return f"{view_path(type(bound), route)}.{view.__name__}"
+    return view_path(getattr(view, "view_class", view), route)
 
 
 def _refuse(view_limit: ViewLimit, view: Any, request: Any, *_: object) -> HttpResponse | None:
@@ -81,7 +82,7 @@ def _refuse(view_limit: ViewLimit, view: Any, request: Any, *_: object) -> HttpR
     exchange = _exchange_not_asked(view_limit, request)
     if exchange is None:
         return None
-    limits = [view_limit.of_hidden(_path(view))]
+    limits = [view_limit.of_hidden(_path(view, request))]
     if isinstance(exchange, AsyncExchange):
         answer = async_to_sync(exchange.decide_limits)(limits)
     else:
@@ -94,7 +95,7 @@ async def _refuse_async(view_limit: ViewLimit, view: Any, request: Any, *_: obje
     exchange = _exchange_not_asked(view_limit, request)
     if exchange is None:
         return None
-    limits = [view_limit.of_hidden(_path(view))]
+    limits = [view_limit.of_hidden(_path(view, request))]
     if isinstance(exchange, AsyncExchange):
         answer = await exchange.decide_limits(limits)
     else:

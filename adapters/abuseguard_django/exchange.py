@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from abuseguard import Limit
+from abuseguard.admission import Admission, Exchange, chunk_bytes
 from abuseguard.guard import AsyncGuard
 from abuseguard.headers import Answer
 from abuseguard.tokens import Ending
-from abuseguard.wsgi import Admission, Exchange, chunk_bytes
 
 # asyncio keeps only weak references to tasks: one that nobody holds can vanish before it has run.
 _settlements: set[asyncio.Task[None]] = set()
@@ -50,11 +50,15 @@ class AsyncExchange(Admission[AsyncGuard]):
             return None
         settling = self.guard.settle(self.reserved, meter.used_tokens(ending))
         try:
-            return _start(asyncio.get_running_loop(), settling)
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             # Django iterates and closes what is not asynchronous in a thread.
-            self._loop.call_soon_threadsafe(_start, self._loop, settling)
+            if self._loop.is_closed():
+                settling.close()
+            else:
+                self._loop.call_soon_threadsafe(_start, self._loop, settling)
             return None
+        return _start(loop, settling)
 
 
 def _start(loop: asyncio.AbstractEventLoop, settling: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -84,26 +88,21 @@ class AsyncMeteredBody:
     async def __anext__(self) -> Any:
         try:
             chunk = await self._body.__anext__()
-        except StopAsyncIteration:
-            self._settle(Ending.COMPLETE)
-            raise
-        except asyncio.CancelledError:
-            self._settle(Ending.DISCONNECTED)
-            raise
         except BaseException:
-            self._settle(Ending.RAISED)
+            # Its end, its failure, or that of its client. It has begun, so all are charged alike.
+            self._settle()
             raise
         if self._exchange.meter is not None:
             self._exchange.meter.feed(chunk_bytes(chunk))
         return chunk
 
     def close(self) -> None:
-        """Called by Django when the response has gone, or its client has; in a thread."""
+        """Called by Django when the client has gone between two parts; in a thread."""
         self._exchange.settle(Ending.DISCONNECTED)
 
-    def _settle(self, ending: Ending) -> None:
+    def _settle(self) -> None:
         if isinstance(self._exchange, AsyncExchange):
-            self._exchange.settle(ending)
-        elif self._exchange.meter is not None:
+            self._exchange.settle(Ending.COMPLETE)
+        else:
             # The guard is one that blocks, as some middleware between it and the view is not asynchronous.
-            asyncio.get_running_loop().run_in_executor(None, self._exchange.settle, ending)
+            asyncio.get_running_loop().run_in_executor(None, self._exchange.settle, Ending.COMPLETE)

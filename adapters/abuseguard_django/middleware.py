@@ -11,11 +11,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http.response import HttpResponse, HttpResponseBase, StreamingHttpResponse
 
 from abuseguard import AbuseGuardError, User
+from abuseguard.admission import Exchange, MeteredBody
 from abuseguard.guard import AsyncGuard, Guard
 from abuseguard.metering import readable_length
 from abuseguard.tokens import Ending
 from abuseguard.view_limit import ViewMarks
-from abuseguard.wsgi import Exchange, MeteredBody, read_ahead
+from abuseguard.wsgi import read_ahead
 from abuseguard_django import checks  # noqa: F401 - importing registers them
 from abuseguard_django.decorators import limits_of, response_of
 from abuseguard_django.exchange import AsyncExchange, AsyncMeteredBody
@@ -112,7 +113,7 @@ class AbuseGuardMiddleware:
         facts = DjangoFacts(request.META, request.path, request)
         if self._meters or marks.limits_tokens:
             _read_for_estimate(facts, request, self._max_body_bytes)
-        return self._enter(request, facts, self._decide(facts, limits_of(marks, view)))
+        return self._enter(request, facts, self._decide(facts, limits_of(marks, view, request)))
 
     async def _process_view_async(
         self, request: HttpRequest, view: Any, args: object, kwargs: object
@@ -124,7 +125,7 @@ class AbuseGuardMiddleware:
         facts = await self._facts(request)
         if self._meters or marks.limits_tokens:
             _read_for_estimate(facts, request, self._max_body_bytes)
-        return self._enter(request, facts, await self._decide_async(facts, limits_of(marks, view)))
+        return self._enter(request, facts, await self._decide_async(facts, limits_of(marks, view, request)))
 
     async def _facts(self, request: HttpRequest) -> DjangoFacts:
         if not self._loads_user:

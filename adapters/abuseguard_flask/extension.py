@@ -83,13 +83,13 @@ class AbuseGuard:
     def limit(rate: str | Limit, **options: Unpack[LimitOptions]) -> Callable[[View], View]:
         """Limits one view, besides the limits of the settings and in one step with them.
 
-        Every endpoint has a bucket of its own, unless the limit is given a ``name``: views that give the same name, or
-        the same ``Limit``, share one. Works on functions, ``async`` ones as well, on those of blueprints, and in the
-        ``decorators`` of a ``View``; write it below ``route``.
+        Every endpoint has a bucket of its own, called after it, unless the limit is ``shared`` or has a ``name``: views
+        that give the same name, or the same ``Limit``, share one. Works on functions, ``async`` ones as well, on those
+        of blueprints, and in the ``decorators`` of a ``View``; write it below ``route``.
 
         Args:
             rate: such as ``"5/minute"``, or a ``Limit``.
-            options: ``burst``, ``cost`` and the other fields of ``Limit``.
+            options: ``burst``, ``cost`` and the other fields of ``Limit``; ``shared``.
 
         Raises:
             SettingsError: a field is wrong.
@@ -152,7 +152,7 @@ def _refuse(limit: ViewLimit, view: Callable[..., Any], *_: object) -> None:
     seen = ViewMarks.of(current_app.view_functions.get(request.endpoint or ""))
     if exchange is None or not exchange.tells or limit in seen.limits:
         return
-    answer = exchange.decide_limits([limit.of_hidden(view_path(view))])
+    answer = exchange.decide_limits([limit.of_hidden(view_path(view, request.endpoint or ""))])
     if answer is not None:
         abort(_response(answer))
 

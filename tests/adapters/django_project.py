@@ -87,7 +87,24 @@ def short_cut(get_response):
     """A middleware that answers by itself."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        return HttpResponse("short cut") if request.path == "/short-cut" else get_response(request)
+        if request.path != "/short-cut":
+            return get_response(request)
+        response = HttpResponse("short cut")
+        response._resource_closers.append(lambda: closed.append(response))
+        return response
+
+    return middleware
+
+
+closed: list[HttpResponse] = []
+
+
+def reading(get_response):
+    """A middleware that reads the request's body."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        assert isinstance(request.body, bytes)
+        return get_response(request)
 
     return middleware
 
@@ -253,6 +270,7 @@ async def async_stream(request):
 async def async_stream_raises(request):
     async def events():
         for event in failing_stream():
+            await asyncio.sleep(0)
             yield event
 
     return StreamingHttpResponse(events(), content_type="text/event-stream")
@@ -277,6 +295,10 @@ urlpatterns: list[Any] = [
     path("limited-method", LimitedMethod.as_view()),
     path("limited-too", LimitedToo.as_view()),
     path("limited-async-method", LimitedAsyncMethod.as_view()),
+    path("made-1", limit("2/hour")(lambda request: HttpResponse("ok"))),
+    path("made-2", limit("2/hour")(lambda request: HttpResponse("ok"))),
+    path("made-3", hiding(limit("2/hour")(lambda request: HttpResponse("ok")))),
+    path("made-4", hiding(limit("2/hour")(lambda request: HttpResponse("ok")))),
     path("hidden", hidden),
     path("shared-1", shared_1),
     path("shared-2", shared_2),

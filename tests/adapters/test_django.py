@@ -9,22 +9,26 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from wsgiref.util import FileWrapper
 
 import django
 import pytest
+from asgiref.sync import async_to_sync
 from django import conf
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.test import RequestFactory, override_settings
+from django.test import AsyncClient, RequestFactory, override_settings
 
-from abuseguard import Settings, User
+from abuseguard import Limit, Settings, User
+from abuseguard_django import exchange, middleware
+from abuseguard_django.middleware import AbuseGuardMiddleware
 from tests.adapters import django_project
-from tests.adapters.contract import PROMPT, TOKENS, ViewContract
+from tests.adapters.contract import EVENTS, PROMPT, TOKENS, ViewContract
 from tests.asgi.driver import DISCONNECT, body_messages, http_scope
+from tests.redis_servers import wait_until
 from tests.wsgi.driver import Client, Headers, Response, facts_left_behind
 
 AUTHENTICATION = "tests.adapters.django_project.authentication"
@@ -180,7 +184,9 @@ class DjangoContract(ViewContract):
         use(Settings(limits=["1/hour"]))
         conf.settings.MIDDLEWARE.append("tests.adapters.django_project.short_cut")
         client = self.handler()
+        django_project.closed.clear()
         responses = [client.get("/short-cut") for _ in range(2)]
+        assert len(django_project.closed) == 2
         assert [response.status for response in responses] == [200, 429]
         assert [response.remaining("1-per-hour") for response in responses] == [0, 0]
 
@@ -223,12 +229,25 @@ class DjangoContract(ViewContract):
         assert client.get("/limited-too").status == 200
         assert client.get().remaining("10-per-hour") == 6
 
+    def test_views_that_were_made_alike_have_their_own_buckets(self):
+        client = self.client()
+        for path in ("/made-1", "/made-2", "/made-3", "/made-4"):
+            assert [client.get(path).status for _ in range(3)] == [200, 200, 429]
+
     @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
     @pytest.mark.parametrize("path", ["/async-stream", "/sync-stream"])
     def test_streams_of_both_kinds_are_settled(self, path):
         client = self.client(TOKENS)
         assert client.post(path, PROMPT).status == 200
         assert self.left(client) == 10_000 - 7
+
+    def test_a_body_that_somebody_read_before_is_estimated_as_well(self):
+        reserved = []
+        for before in ((), ("tests.adapters.django_project.reading",)):
+            use(Settings(limits=[TOKENS]), *before)
+            client = self.handler()
+            reserved.append(client.post("/chat", PROMPT).remaining("tokens"))
+        assert reserved[0] == reserved[1]
 
     def test_the_body_can_be_read_as_json_after_an_estimate(self):
         assert self.client(TOKENS).post("/body-json", PROMPT).body == b"100"
@@ -279,6 +298,45 @@ class TestAsgi(DjangoContract):
         conf.settings.ROOT_URLCONF = django_project.AsyncUrls
         return AsgiClient(ASGIHandler(), self.loop)
 
+    def test_tokens_are_settled_before_the_response_is_there(self, redis_url):
+        guards = []
+
+        class Remembered(AbuseGuardMiddleware):
+            def __init__(self, get_response):
+                super().__init__(get_response)
+                guards.append(self.guard)
+
+        use(Settings(limits=[TOKENS], store=redis_url))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(middleware, "AbuseGuardMiddleware", Remembered)
+            client = self.handler()
+        under_way = []
+
+        async def watch(message):
+            under_way.append(len(exchange._settlements))
+
+        async def post():
+            body = json.dumps(PROMPT).encode()
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            messages = body_messages(body)
+
+            async def receive():
+                return messages.pop(0) if messages else await asyncio.sleep(3600)
+
+            await client.app(http_scope("POST", "/chat", headers), receive, watch)
+
+        self.loop.run_until_complete(post())
+        assert under_way == [0, 0]
+        assert self.left(client) == 9950
+        self.loop.run_until_complete(guards[0].close())
+
+    @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+    def test_a_stream_that_is_closed_after_its_loop_is_no_error(self):
+        use(Settings(limits=[TOKENS]))
+        response = async_to_sync(AsyncClient().post)("/sync-stream", PROMPT, content_type="application/json")
+        assert b"".join(response.streaming_content) == b"".join(EVENTS)
+        response.close()
+
     def test_decisions_are_made_on_the_event_loop(self):
         threads = []
         client = self.client("9/hour", observer=lambda facts, decision: threads.append(threading.current_thread()))
@@ -291,14 +349,15 @@ class TestAsgi(DjangoContract):
         client.disconnect("/hang", PROMPT, after=-1)
         assert 100 < 10_000 - self.left(client) < 200
 
-    @pytest.mark.parametrize(("path", "used"), [("/chat", 50), ("/stream", 7)])
+    @pytest.mark.parametrize(("path", "used"), [("/chat", 50), ("/stream", 7), ("/stream-raises", 3)])
     def test_a_middleware_that_can_only_block_changes_nothing(self, path, used):
-        use(Settings(limits=[TOKENS, "3/hour"]))
+        use(Settings(limits=[TOKENS, Limit("3/hour", routes="/")]))
         conf.settings.MIDDLEWARE.append("tests.adapters.django_project.blocking")
         client = self.handler()
-        assert client.post(path, PROMPT).status == 200
-        assert self.left(client) == 10_000 - used
-        assert [client.get().status for _ in range(2)] == [200, 429]
+        with body_left_open(), suppress(ZeroDivisionError):
+            assert client.post(path, PROMPT).status == 200
+        wait_until(lambda: client.get("/other").remaining("tokens") == 10_000 - used, "the settlement, in a thread")
+        assert [client.get().status for _ in range(4)][-1] == 429
 
     def test_an_exception_in_the_stream_is_charged_what_was_sent(self):
         with body_left_open():

@@ -371,6 +371,16 @@ class TestTokens:
         exchange.close()
         assert 10_000 - left(client) == reserved
 
+    def test_an_application_that_fails_before_a_late_response_began_costs_nothing(self):
+        def app(environ, start_response):
+            yield from ()
+            raise ZeroDivisionError
+
+        client = guarded(app, TOKENS, validate=False)
+        with pytest.raises(ZeroDivisionError):
+            client.post("/", PROMPT)
+        assert left(client) == 10_000
+
     def test_they_are_settled_as_soon_as_the_stream_has_ended(self):
         def app(environ, start_response):
             start_response("200 OK", STREAM)
