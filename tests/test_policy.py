@@ -354,6 +354,7 @@ class TestEstimate:
         body = json.dumps({"prompt": "abcdefgh", "max_tokens": 100}).encode()
         plan = policy(self.LIMIT).plan(facts("POST", body=body))
         assert plan.tokens == 102
+        assert not plan.estimate.stands
         assert plan.demands[0].cost_ns == 102 * 60_000_000
 
     def test_of_an_open_answer(self):
@@ -374,7 +375,7 @@ class TestEstimate:
     def test_by_a_function(self, tokens):
         plan = policy(self.LIMIT, estimate=lambda request: tokens).plan(facts())
         assert plan.tokens == min(tokens, 10**9)  # a single exchange costs no more
-        assert plan.estimate is not None
+        assert plan.estimate.stands  # nothing that is counted takes its place
 
     def test_by_a_function_that_knows_of_no_model(self):
         assert policy(self.LIMIT, estimate=lambda request: None).plan(facts()).estimate is None
@@ -401,6 +402,21 @@ class TestEstimate:
         assert policy(self.LIMIT).limits_tokens
         assert policy(lambda request: None).limits_tokens
         assert not policy("5/minute").limits_tokens
+
+    @pytest.mark.parametrize(
+        ("method", "path", "settings", "expected"),
+        [
+            ("POST", "/v1/chat", {}, True),
+            ("GET", "/v1/chat", {}, False),
+            ("POST", "/upload", {}, False),
+            ("POST", "/v1/chat", {"exempt_paths": "/v1/**"}, False),
+        ],
+    )
+    def test_bodies_are_left_alone_where_no_limit_in_tokens_can_apply(self, method, path, settings, expected):
+        limit = Limit("5/minute", unit="tokens", routes="/v1/**", methods="POST", plans="nobody")
+        compiled = policy("5/minute", limit, **settings)
+        assert compiled.may_limit_tokens(facts(method, path)) is expected
+        assert policy(lambda request: None).may_limit_tokens(facts())
 
 
 class TestInterpret:
