@@ -274,6 +274,8 @@ class TestHashes:
         assert keyed_hash.cache_info().maxsize == 16_384
 
     @given(st.text(), st.binary(max_size=100))
+    @example("", b"s" * 64)
+    @example("", b"s" * 65)
     def test_any_text_and_secret(self, text, secret):
         digest = keyed_hash(text, secret)
         assert len(digest) == 32
