@@ -39,7 +39,7 @@ class MemoryStore:
         if isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1:
             raise SettingsError("max_keys", max_keys, "a whole number of at least 1")
         self._now_ns = (clock or SystemClock()).now_ns
-        self._latest_ns = 0
+        self._latest_ns = self._now_ns()
         self._lock = threading.Lock()
         self._tables = _Tables(max_keys)
 
