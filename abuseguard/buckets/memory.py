@@ -93,7 +93,7 @@ class MemoryStore:
 
     def adjust(self, account: str, adjustments: Sequence[Adjustment]) -> None:
         with self._lock:
-            now_ns = max(self._now_ns(), self._latest_ns)
+            now_ns = self._latest_ns = max(self._now_ns(), self._latest_ns)
             for bucket, delta_ns, capacity_ns, key in adjustments:
                 table = self._tables[bucket]
                 owner = key or account
