@@ -333,7 +333,11 @@ class TestAsgi(DjangoContract):
     @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
     def test_a_stream_that_is_closed_after_its_loop_is_no_error(self):
         use(Settings(limits=[TOKENS]))
-        response = async_to_sync(AsyncClient().post)("/sync-stream", PROMPT, content_type="application/json")
+
+        async def post():
+            return await AsyncClient().post("/sync-stream", PROMPT, content_type="application/json")
+
+        response = async_to_sync(post)()
         assert b"".join(response.streaming_content) == b"".join(EVENTS)
         response.close()
 

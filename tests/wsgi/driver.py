@@ -172,8 +172,13 @@ def facts_left_behind(client: Client) -> list[RequestFacts]:
     gc.collect()
     gc.disable()
     try:
+        before = _facts_alive()
         while client.get().status != 429:
             pass
-        return [facts for facts in gc.get_objects() if issubclass(type(facts), RequestFacts)]
+        return [facts for number, facts in _facts_alive().items() if number not in before]
     finally:
         gc.enable()
+
+
+def _facts_alive() -> dict[int, RequestFacts]:
+    return {id(facts): facts for facts in gc.get_objects() if issubclass(type(facts), RequestFacts)}
