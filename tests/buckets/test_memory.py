@@ -356,6 +356,13 @@ class TestClock:
         assert spend(store, "alice", seconds=10).allowed
         assert not spend(store, "alice", seconds=1).allowed
 
+    def test_set_back_after_a_correction_it_locks_nobody_out(self, clock):
+        store = MemoryStore(clock=clock)
+        clock.advance(seconds=700)
+        store.adjust("alice", [Adjustment("limit", 10 * SECOND_NS, 100 * SECOND_NS)])
+        clock.advance(seconds=-500)
+        assert time_to_full_ns(store, "alice") == 10 * SECOND_NS
+
     def test_set_back_it_charges_as_if_it_stood_still(self, clock):
         store = MemoryStore(clock=clock)
         spend(store, "alice", seconds=10)

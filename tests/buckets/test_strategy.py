@@ -33,6 +33,8 @@ def url_of(request, name):
     if name in MEMORY:
         return f"{name}://"
     if name == "valkey":  # the client of that name; the server speaks the same protocol
+        import valkey  # noqa: F401
+
         return request.getfixturevalue("redis_url").replace("redis://", "valkey://")
     return request.getfixturevalue(name)
 

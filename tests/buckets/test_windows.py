@@ -514,6 +514,7 @@ class TestOnRedis:
         store.close()
 
 
+@pytest.mark.usefixtures("_redis_program")
 class TestWhenRedisFails:
     def test_the_failure_policy_answers(self):
         limits = [window("3/hour", "fixed-window"), "100/hour"]
