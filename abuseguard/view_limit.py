@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-_ATTRIBUTE = "__abuseguard__"
+#: Where a view's marks are, and what stands for them where there are none: adapters read them at every request, which
+#: a call of ``ViewMarks.of`` would double the price of.
+MARKS = "__abuseguard__"
 _LONGEST_NAME = 64
 _DIGEST_BYTES = 4
 
@@ -120,11 +122,11 @@ class ViewMarks:
     @classmethod
     def of(cls, view: object) -> ViewMarks:
         """What is written on it."""
-        marks: ViewMarks = getattr(view, _ATTRIBUTE, _UNMARKED)
+        marks: ViewMarks = getattr(view, MARKS, UNMARKED)
         return marks
 
 
-_UNMARKED = ViewMarks()
+UNMARKED = ViewMarks()
 
 
 def mark(view: Any, *, limit: ViewLimit | None = None, exempt: bool = False) -> None:
@@ -137,7 +139,7 @@ def mark(view: Any, *, limit: ViewLimit | None = None, exempt: bool = False) -> 
     marks = ViewMarks.of(view)
     if limit is not None:
         marks = replace(marks, limits=(*marks.limits, limit), limits_tokens=marks.limits_tokens or limit.limits_tokens)
-    setattr(view, _ATTRIBUTE, replace(marks, exempt=marks.exempt or exempt))
+    setattr(view, MARKS, replace(marks, exempt=marks.exempt or exempt))
 
 
 def limited(

@@ -62,8 +62,6 @@ def response_of(answer: Answer, request: HttpRequest) -> HttpResponse:
 
 def limits_of(marks: ViewMarks, view: Any, request: Any) -> Sequence[Limit]:
     """The limits written on a view."""
-    if not marks.limits:
-        return ()
     path = _path(view, request)
     return [view_limit.of(path) for view_limit in marks.limits]
 

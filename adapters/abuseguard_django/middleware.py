@@ -15,7 +15,7 @@ from abuseguard.admission import Exchange, MeteredBody
 from abuseguard.guard import AsyncGuard, Guard
 from abuseguard.metering import readable_length
 from abuseguard.tokens import Ending
-from abuseguard.view_limit import ViewMarks
+from abuseguard.view_limit import MARKS, UNMARKED, ViewMarks
 from abuseguard.wsgi import read_ahead
 from abuseguard_django import checks  # noqa: F401 - importing registers them
 from abuseguard_django.decorators import limits_of, response_of
@@ -106,26 +106,29 @@ class AbuseGuardMiddleware:
         return response
 
     def _process_view(self, request: HttpRequest, view: Any, args: object, kwargs: object) -> HttpResponse | None:
-        marks = ViewMarks.of(view)
+        marks: ViewMarks = getattr(view, MARKS, UNMARKED)
         if marks.exempt:
             request.__dict__[_KEY] = None
             return None
         facts = DjangoFacts(request.META, request.path, request)
         if self._meters or marks.limits_tokens:
             _read_for_estimate(facts, request, self._max_body_bytes)
-        return self._enter(request, facts, self._decide(facts, limits_of(marks, view, request)))
+        limits = marks.limits and limits_of(marks, view, request)
+        return self._enter(request, facts, self._decide(facts, limits))
 
     async def _process_view_async(
         self, request: HttpRequest, view: Any, args: object, kwargs: object
     ) -> HttpResponse | None:
-        marks = ViewMarks.of(view)
+        marks: ViewMarks = getattr(view, MARKS, UNMARKED)
         if marks.exempt:
             request.__dict__[_KEY] = None
             return None
         facts = await self._facts(request)
         if self._meters or marks.limits_tokens:
             _read_for_estimate(facts, request, self._max_body_bytes)
-        return self._enter(request, facts, await self._decide_async(facts, limits_of(marks, view, request)))
+        return self._enter(
+            request, facts, await self._decide_async(facts, marks.limits and limits_of(marks, view, request))
+        )
 
     async def _facts(self, request: HttpRequest) -> DjangoFacts:
         if not self._loads_user:

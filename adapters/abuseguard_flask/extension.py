@@ -10,7 +10,7 @@ from flask import Flask, Response, abort, current_app, request
 
 from abuseguard import Address, ApiKey, Header, Limit, Settings
 from abuseguard.guard import Guard
-from abuseguard.view_limit import View, ViewLimit, ViewMarks, limited, mark, view_path
+from abuseguard.view_limit import MARKS, UNMARKED, View, ViewLimit, ViewMarks, limited, mark, view_path
 from abuseguard.wsgi import WsgiExchange, read_for_estimate
 from abuseguard_flask.facts import FlaskFacts
 from abuseguard_flask.settings import settings_of
@@ -122,7 +122,7 @@ def _decide_before(app: Flask, guard: Guard) -> Callable[[], Response | None]:
         limits: Sequence[Limit] = ()
         meters = settings_meter
         if rule is not None:
-            marks = ViewMarks.of(views.get(rule.endpoint))
+            marks: ViewMarks = getattr(views.get(rule.endpoint), MARKS, UNMARKED)
             if marks.exempt:
                 return None
             if marks.limits:
