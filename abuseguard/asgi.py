@@ -60,7 +60,9 @@ class AbuseGuardMiddleware:
         facts = AsgiFacts(scope)
         if self._meters and guard.policy.may_limit_tokens(facts):
             receive = await read_for_estimate(facts, receive, guard.settings.max_body_bytes)
-        decision = await guard.decide(facts, may_delay=self._may_delay)
+        decision = guard.decide_at_once(facts, self._may_delay)
+        if decision is None:
+            decision = await guard.decide(facts, may_delay=self._may_delay)
         if not decision.admitted:
             await send_answer(send, guard.answer(facts, decision), facts.method)
             return

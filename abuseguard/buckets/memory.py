@@ -52,7 +52,9 @@ class MemoryStore:
     def take(self, account: str, demands: Sequence[Demand]) -> Reply:
         tables = self._tables
         times_to_full_ns: list[int] = []
-        with self._lock:
+        # Half the price of `with`, which looks up and calls two methods of the lock the slow way.
+        self._lock.acquire()
+        try:
             # A clock set back must neither grant nor lock out: time stands still until it has caught up.
             now_ns = self._now_ns()
             if now_ns < self._latest_ns:
@@ -79,6 +81,8 @@ class MemoryStore:
                         self._undo(account, demands, len(times_to_full_ns))
                         raise
                 times_to_full_ns.append(time_to_full_ns)
+        finally:
+            self._lock.release()
         return Reply(True, times_to_full_ns)
 
     def _undo(self, account: str, demands: Sequence[Demand], taken: int) -> None:
