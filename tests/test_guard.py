@@ -76,16 +76,28 @@ def clock():
     return ManualClock(now_ns=10**18)
 
 
-@pytest.fixture(params=["blocking", "event loop"])
+class AtOnce(Blocking):
+    """A guard for event loops that is asked for decisions as the shell does whose buckets are in memory."""
+
+    def decide(self, facts, limits=()):
+        if limits:
+            return self.__getattr__("decide")(facts, limits)
+        decision = self._guard.decide_at_once(facts)
+        assert decision is not None
+        return decision
+
+
+@pytest.fixture(params=["blocking", "event loop", "at once"])
 def make(request, clock):
-    """Makes a guard of either kind."""
+    """Makes a guard of any kind."""
     loop = asyncio.new_event_loop()
 
     def guard(*limits, store=None, **settings):
         settings = Settings(limits=limits, **settings)
         if request.param == "blocking":
             return Guard(settings, clock=clock, store=store)
-        return Blocking(AsyncGuard(settings, clock=clock, store=store and AsyncMemoryStore(store)), loop)
+        kind = Blocking if request.param == "event loop" else AtOnce
+        return kind(AsyncGuard(settings, clock=clock, store=store and AsyncMemoryStore(store)), loop)
 
     yield guard
     loop.close()
@@ -246,6 +258,25 @@ class TestDeciding:
 
     def test_closing(self, make):
         make("1/minute").close()
+
+    def test_only_what_needs_no_waiting_is_decided_at_once(self, clock):
+        class Remote:
+            """Buckets that have to be waited for."""
+
+            def __init__(self):
+                self.inner = AsyncMemoryStore(MemoryStore(clock=clock))
+
+            async def take(self, account, demands):
+                return await self.inner.take(account, demands)
+
+        guard = AsyncGuard(Settings(limits=["1/minute"]), clock=clock, store=Remote())
+        assert guard.decide_at_once(facts()) is None
+        assert guard.outcomes[Outcome.ALLOWED] == 0
+        assert asyncio.run(self.decided(guard)) == ["allowed", "denied"]
+
+    @staticmethod
+    async def decided(guard):
+        return [(await guard.decide(facts())).outcome.value for _ in range(2)]
 
 
 class TestMessages:
