@@ -17,6 +17,7 @@ from abuseguard._scope import Application, AsgiFacts, Message, Receive, Scope, S
 from abuseguard._websocket import WebSocketExchange, refuse
 from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
 from abuseguard.decision import Decision
+from abuseguard.errors import SettingsError
 from abuseguard.guard import AsyncGuard
 from abuseguard.settings import Settings
 
@@ -46,8 +47,8 @@ class AbuseGuardMiddleware:
         clock: Clock | None = None,
     ) -> None:
         self.app = app
-        self.guard = guard or AsyncGuard(settings or Settings.from_environment(), clock=clock)
         self._owns_guard = guard is None
+        self.guard = _own_guard(settings, clock) if guard is None else _shared_guard(guard, settings)
         self._meters = self.guard.policy.limits_tokens
         self._may_delay = self.guard.settings.max_delay_seconds > 0
         self._settlements = Settlements()
@@ -124,3 +125,19 @@ class AbuseGuardMiddleware:
             await send(message)
 
         return close_and_send
+
+
+def _own_guard(settings: object, clock: Clock | None) -> AsyncGuard:
+    if settings is None:
+        settings = Settings.from_environment()
+    if not isinstance(settings, Settings):
+        raise SettingsError("settings", settings, "Settings(...), or none for those of the environment")
+    return AsyncGuard(settings, clock=clock)
+
+
+def _shared_guard(guard: object, settings: object) -> AsyncGuard:
+    if not isinstance(guard, AsyncGuard):
+        raise SettingsError("guard", guard, "an AsyncGuard")
+    if settings is not None:
+        raise SettingsError("settings", settings, "none besides a guard, which has its own")
+    return guard

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
 
 from abuseguard.clock import NANOSECONDS_PER_SECOND, Clock
 from abuseguard.decision import Decision, Outcome
@@ -30,6 +29,10 @@ Fields = list[tuple[str, str]]
 EncodedFields = list[tuple[bytes, bytes]]
 
 _DENIED = Outcome.DENIED
+_NAMES = {
+    name.lower().encode(): name
+    for name in ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+}
 
 # RFC 9110, sections 5.1 and 5.5; any character that Latin-1 has.
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -78,70 +81,70 @@ class LimitFields:
         self._draft = dialect in ("draft-10", "both")
         self._legacy = dialect in ("legacy", "both")
         self._clock = clock
-        self._constant_of = lru_cache(_RULE_SETS_REMEMBERED)(_Constant.of)
+        self._constant_of = lru_cache(_RULE_SETS_REMEMBERED)(_Constant)
 
     def write(self, decision: Decision) -> Fields:
         """The fields for a decision: all limits if it was allowed, those in the way if it was denied."""
-        if not decision.times_to_full_ns:
+        return [(_NAMES[name], value.decode("ascii")) for name, value in self.write_encoded(decision)]
+
+    def write_encoded(self, decision: Decision) -> EncodedFields:
+        """The same as ASGI has them."""
+        times_to_full_ns = decision.times_to_full_ns
+        if not times_to_full_ns:
             return []
-        fields: Fields = []
-        if self._draft:
-            constant = self._constant_of(decision.plan.rule_set)
-            fields.append(constant.field)
-            state = _state(decision, constant)
-            if state:
-                fields.append(("RateLimit", state.decode("ascii")))
+        if not self._draft:
+            return self._write_legacy(decision) if self._legacy else []
+        constant = self._constant_of(decision.plan.rule_set)
+        if decision.outcome is _DENIED:
+            # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
+            state = _joined(
+                (quota.limit, quota.remaining, quota.full_in_ns if quota.wait_ns is None else quota.wait_ns)
+                for quota in decision.denied_by
+            )
+        else:
+            # The arithmetic of `Bucket`, and one template for all limits: every response waits for this.
+            numbers: list[int] = []
+            for (capacity_ns, interval_ns), time_to_full_ns in zip(constant.buckets, times_to_full_ns):  # noqa: B905
+                if time_to_full_ns is None:  # the store did not tell of every limit
+                    state = _joined((quota.limit, quota.remaining, quota.full_in_ns) for quota in decision.quotas)
+                    break
+                remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
+                numbers += (remaining, (time_to_full_ns + 999_999_999) // 1_000_000_000)
+            else:
+                state = constant.template % tuple(numbers)
+        fields = [constant.policy, (b"ratelimit", state)] if state else [constant.policy]
         if self._legacy:
             fields += self._write_legacy(decision)
         return fields
 
-    def write_encoded(self, decision: Decision) -> EncodedFields:
-        """The same as ASGI has them."""
-        if not decision.times_to_full_ns:
-            return []
-        fields: EncodedFields = []
-        if self._draft:
-            constant = self._constant_of(decision.plan.rule_set)
-            fields.append(constant.encoded_field)
-            state = _state(decision, constant)
-            if state:
-                fields.append((b"ratelimit", state))
-        if self._legacy:
-            fields += [(name.lower().encode(), value.encode()) for name, value in self._write_legacy(decision)]
-        return fields
-
-    def _write_legacy(self, decision: Decision) -> Fields:
+    def _write_legacy(self, decision: Decision) -> EncodedFields:
         quotas = decision.denied_by or decision.quotas
         if not quotas:
             return []
         tightest = min(quotas, key=lambda quota: quota.remaining / quota.capacity)
         reset_ns = tightest.wait_ns or tightest.full_in_ns
         return [
-            ("X-RateLimit-Limit", str(tightest.capacity)),
-            ("X-RateLimit-Remaining", str(tightest.remaining)),
-            ("X-RateLimit-Reset", str(-(-(self._clock.epoch_ns() + reset_ns) // NANOSECONDS_PER_SECOND))),
+            (b"x-ratelimit-limit", b"%d" % tightest.capacity),
+            (b"x-ratelimit-remaining", b"%d" % tightest.remaining),
+            (b"x-ratelimit-reset", b"%d" % -(-(self._clock.epoch_ns() + reset_ns) // NANOSECONDS_PER_SECOND)),
         ]
 
 
-class _Constant(NamedTuple):
-    """What is the same in every response to requests that meet the same limits."""
+class _Constant:
+    """What is the same in every response to requests that meet the same limits.
 
-    field: tuple[str, str]
-    encoded_field: tuple[bytes, bytes]
-    # Of `RateLimit`: all of it but the numbers, and what these are worked out from.
-    template: bytes
-    buckets: list[tuple[int, int]]
+    Args:
+        rule_set: those limits.
+    """
 
-    @classmethod
-    def of(cls, rule_set: RuleSet) -> _Constant:
+    __slots__ = ("buckets", "policy", "template")
+
+    def __init__(self, rule_set: RuleSet) -> None:
         rules = rule_set.rules
-        value = ", ".join(_policy(rule) for rule in rules)
-        return cls(
-            ("RateLimit-Policy", value),
-            (b"ratelimit-policy", value.encode("ascii")),
-            ", ".join(f'"{rule.name}";r=%d;t=%d' for rule in rules).encode("ascii"),
-            [(rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rules],
-        )
+        self.policy = (b"ratelimit-policy", ", ".join(_policy(rule) for rule in rules).encode("ascii"))
+        #: Of ``RateLimit``: all of it but the numbers, and what these are worked out from.
+        self.template = ", ".join(f'"{rule.name}";r=%d;t=%d' for rule in rules).encode("ascii")
+        self.buckets = [(rule.bucket.capacity_ns, rule.bucket.interval_ns) for rule in rules]
 
 
 def _policy(rule: Rule) -> str:
@@ -151,24 +154,6 @@ def _policy(rule: Rule) -> str:
     window_seconds = -(-capacity * item.get_expiry() // item.amount)
     unit = "" if rule.limit.unit == "requests" else f';qu="{rule.limit.unit}"'
     return f'"{rule.name}";q={capacity};w={window_seconds}{unit}'
-
-
-def _state(decision: Decision, constant: _Constant) -> bytes:
-    """The value of ``RateLimit``; its arithmetic is that of ``Bucket``, written out as every response needs it."""
-    if decision.outcome is _DENIED:
-        # `t` is when the denied cost can be taken, not when the bucket is full: Retry-After must not lie before it.
-        return _joined(
-            (quota.limit, quota.remaining, quota.full_in_ns if quota.wait_ns is None else quota.wait_ns)
-            for quota in decision.denied_by
-        )
-    numbers: list[int] = []
-    for (capacity_ns, interval_ns), time_to_full_ns in zip(constant.buckets, decision.times_to_full_ns):  # noqa: B905
-        if time_to_full_ns is None:  # the store did not tell of every limit
-            return _joined((quota.limit, quota.remaining, quota.full_in_ns) for quota in decision.quotas)
-        remaining = (capacity_ns - time_to_full_ns) // interval_ns if time_to_full_ns < capacity_ns else 0
-        numbers += (remaining, (time_to_full_ns + 999_999_999) // 1_000_000_000)
-    # One template for all limits: it takes half as long as one each.
-    return constant.template % tuple(numbers)
 
 
 def _joined(states: Iterable[tuple[str, int, int]]) -> bytes:

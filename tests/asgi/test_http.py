@@ -7,10 +7,10 @@ import gc
 
 import pytest
 
-from abuseguard import Limit, Outcome, Settings
+from abuseguard import Limit, Outcome, Settings, SettingsError
 from abuseguard.asgi import AbuseGuardMiddleware
 from abuseguard.clock import ManualClock
-from abuseguard.guard import AsyncGuard
+from abuseguard.guard import AsyncGuard, Guard
 from tests.asgi.driver import DISCONNECT, Response, get, guarded, hello, http_scope, send_request
 
 pytestmark = pytest.mark.anyio
@@ -431,3 +431,24 @@ class TestLifespan:
         with pytest.raises(AssertionError, match="not supported"):
             await self.run(guard, self.messages())
         assert (await get(guard)).status == 429
+
+
+class TestArguments:
+    def test_settings_of_the_environment(self, monkeypatch):
+        monkeypatch.setenv("ABUSEGUARD_LIMITS", "7/minute")
+        assert AbuseGuardMiddleware(hello).guard.settings.limits == (Limit("7/minute"),)
+
+    @pytest.mark.parametrize(
+        ("arguments", "field"),
+        [
+            ({"settings": {"limits": ["7/minute"]}}, "settings"),
+            ({"settings": "7/minute"}, "settings"),
+            ({"guard": Guard(Settings())}, "guard"),
+            ({"guard": AsyncGuard(Settings()), "settings": Settings()}, "settings"),
+        ],
+        ids=["mapping", "text", "guard-that-blocks", "both"],
+    )
+    def test_what_is_wrong_is_named(self, arguments, field):
+        with pytest.raises(SettingsError) as raised:
+            AbuseGuardMiddleware(hello, **arguments)
+        assert raised.value.field == field
