@@ -5,6 +5,7 @@ Pure: no I/O and no clock. A guard puts a store between ``plan`` and ``interpret
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ _COMPILED_LIMITS = 1024
 _PEERS_REMEMBERED = 8192
 _LONGEST_PEER = 128
 _NANOSECONDS_PER_SECOND = 1_000_000_000
+_PLAIN_IPV4 = re.compile(r"(?:(?:0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])(?:\.(?!$)|$)){4}", re.ASCII).fullmatch
 # The account of requests that have neither account nor address.
 _NO_ONE = "ip:none"
 # Looking a member up in its enumeration costs as much as making the decision.
@@ -166,6 +168,10 @@ class Policy:
 
     def _client(self, peer: str | None, forwarded: Sequence[str] = ()) -> tuple[str | None, str]:
         """The client's address, and the account of requests that have no other."""
+        # A plain IPv4 address is its own key. Reading it takes twenty times as long as seeing that it is one, which
+        # counts where there are more clients than are remembered.
+        if peer and not self._address_header and _PLAIN_IPV4(peer):
+            return peer, "ip:" + peer
         address = self._addresses.key(peer, forwarded)
         if address is None and peer and not peer.startswith("unix"):
             # A server's own name for a peer, such as a test client's: not the client's to choose, but for servers that

@@ -11,6 +11,7 @@ from abuseguard.buckets.store import Demand, Reply
 from abuseguard.clock import Clock
 
 _MAX_KEYS = 65_536
+_NOTHING: dict[str, tuple[int, int]] = {}
 
 
 class DeniedKeys:
@@ -24,30 +25,36 @@ class DeniedKeys:
         max_keys: the most buckets remembered; the least recently used give way.
     """
 
-    __slots__ = ("_full_at_ns", "_lock", "_now_ns")
+    __slots__ = ("_denied", "_lock", "_now_ns")
 
     def __init__(self, clock: Clock, *, max_keys: int = _MAX_KEYS) -> None:
         self._now_ns = clock.now_ns
         self._lock = threading.Lock()
-        # (bucket, key) -> when it is full, and when the cost that was denied can be taken
-        self._full_at_ns: TLRUCache[tuple[str, str], tuple[int, int]] = TLRUCache(
-            max_keys, ttu=lambda _, times, __: times[1], timer=clock.now_ns
+        # owner -> bucket -> when it is full, and when the cost that was denied can be taken
+        self._denied: TLRUCache[str, dict[str, tuple[int, int]]] = TLRUCache(
+            max_keys, ttu=_last_retry_ns, timer=clock.now_ns
         )
 
     def answer(self, account: str, demands: Sequence[Demand]) -> Reply | None:
         """The denial of these demands, if it is known; None if the store has to be asked."""
-        if not self._full_at_ns.currsize:
+        denied = self._denied
+        if not denied.currsize:
             return None
+        times_to_full_ns: list[int | None] = []
+        allowed = True
         with self._lock:
             now_ns = self._now_ns()
-            times_to_full_ns: list[int | None] = []
-            allowed = True
+            known = denied.get(account, _NOTHING)
             for bucket, cost_ns, capacity_ns, key in demands:
-                known = self._full_at_ns.get((bucket, key or account))
-                if known is None or known[0] - now_ns + cost_ns <= capacity_ns:
+                if key is None:
+                    times = known.get(bucket)
+                else:
+                    times = denied.get(key, _NOTHING).get(bucket)
+                # Past the time of the retry the bucket may be fuller than is known here.
+                if times is None or now_ns >= times[1] or times[0] - now_ns + cost_ns <= capacity_ns:
                     times_to_full_ns.append(None)
                 else:
-                    times_to_full_ns.append(known[0] - now_ns)
+                    times_to_full_ns.append(times[0] - now_ns)
                     allowed = False
         return None if allowed else Reply(False, times_to_full_ns)
 
@@ -62,11 +69,19 @@ class DeniedKeys:
                     continue
                 wait_ns = time_to_full_ns + cost_ns - capacity_ns
                 if wait_ns > 0:
-                    self._full_at_ns[bucket, key or account] = (now_ns + time_to_full_ns, now_ns + wait_ns)
+                    owner = key or account
+                    still = {
+                        name: times for name, times in self._denied.get(owner, _NOTHING).items() if times[1] > now_ns
+                    }
+                    self._denied[owner] = {**still, bucket: (now_ns + time_to_full_ns, now_ns + wait_ns)}
 
     def forget(self, account: str, buckets: Sequence[tuple[str, str | None]]) -> None:
         """Forgets what may have changed for the better."""
-        if self._full_at_ns.currsize:
+        if self._denied.currsize:
             with self._lock:
-                for bucket, key in buckets:
-                    self._full_at_ns.pop((bucket, key or account), None)
+                for owner in {key or account for _, key in buckets}:
+                    self._denied.pop(owner, None)
+
+
+def _last_retry_ns(_: str, denied: dict[str, tuple[int, int]], __: float) -> float:
+    return max(retry_at_ns for _, retry_at_ns in denied.values())
