@@ -294,7 +294,9 @@ class TestDelay:
         order = []
 
         async def ask(name):
-            order.append((name, (await get(guard)).status))
+            response = await get(guard)
+            order.append((name, response.status))
+            assert response.structured("ratelimit")["20-per-second"]["r"] == 0
 
         async def mark():
             await asyncio.sleep(0.02)

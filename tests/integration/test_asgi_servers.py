@@ -51,7 +51,13 @@ class Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *(part.format(port=self.port) for part in command)],
-                env={**os.environ, **SETTINGS, **environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'adapters'}"},
+                env={
+                    # The tests have variables of their own, which are no settings.
+                    **{name: value for name, value in os.environ.items() if not name.startswith("ABUSEGUARD_")},
+                    **SETTINGS,
+                    **environment,
+                    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'adapters'}",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
