@@ -96,6 +96,9 @@ class Limit:
             require_whole("burst", self.burst, least=1, most=_MOST)
             if self.strategy != "token-bucket":
                 raise SettingsError("burst", self.burst, f"none: the strategy {self.strategy!r} has no burst")
+        if self.unit == "tokens" and self.strategy == "moving-window":
+            # It keeps an entry in Redis for each unit that it counts.
+            raise SettingsError("strategy", self.strategy, "another strategy for a limit in tokens")
         if item.amount > item.get_expiry() * _MOST_PER_SECOND:
             raise SettingsError("rate", self.rate, f"a rate of at most {_MOST_PER_SECOND} a second")
         if -(-item.get_expiry() * (self.burst or item.amount) // item.amount) > _LONGEST_SECONDS:

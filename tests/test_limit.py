@@ -309,3 +309,9 @@ class TestFromMapping:
             Limit.from_mapping({"rate": "5/minute", key: 5})
         assert caught.value.field == str(key)
         assert "burst, unit, name" in caught.value.allowed
+
+
+def test_a_moving_window_is_not_for_tokens():
+    # It would keep an entry in Redis for each token.
+    with pytest.raises(SettingsError, match="strategy"):
+        Limit("200000/hour", unit="tokens", strategy="moving-window")

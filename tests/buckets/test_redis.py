@@ -215,7 +215,7 @@ class TestRoundTrips:
 
 class TestFailures:
     @pytest.fixture
-    def server(self):
+    def server(self, _redis_program):
         with RedisServer() as server:
             yield server
 
