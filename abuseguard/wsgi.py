@@ -110,7 +110,7 @@ class AbuseGuardMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         guard = self.guard
         facts = facts_of(environ)
-        if self._meters:
+        if self._meters and guard.policy.may_limit_tokens(facts):
             read_for_estimate(facts, environ, guard.settings.max_body_bytes)
         decision = guard.decide(facts)
         if not decision.admitted:

@@ -111,7 +111,7 @@ class AbuseGuardMiddleware:
             request.__dict__[_KEY] = None
             return None
         facts = DjangoFacts(request.META, request.path, request)
-        if self._meters or marks.limits_tokens:
+        if marks.limits_tokens or (self._meters and self.guard.policy.may_limit_tokens(facts)):
             _read_for_estimate(facts, request, self._max_body_bytes)
         limits = marks.limits and limits_of(marks, view, request)
         return self._enter(request, facts, self._decide(facts, limits))
@@ -124,7 +124,7 @@ class AbuseGuardMiddleware:
             request.__dict__[_KEY] = None
             return None
         facts = await self._facts(request)
-        if self._meters or marks.limits_tokens:
+        if marks.limits_tokens or (self._meters and self.guard.policy.may_limit_tokens(facts)):
             _read_for_estimate(facts, request, self._max_body_bytes)
         return self._enter(
             request, facts, await self._decide_async(facts, marks.limits and limits_of(marks, view, request))

@@ -111,7 +111,8 @@ class AbuseGuard:
 def _decide_before(app: Flask, guard: Guard) -> Callable[[], Response | None]:
     """What Flask is to call before every request."""
     views = app.view_functions
-    settings_meter = guard.policy.limits_tokens
+    policy = guard.policy
+    settings_meter = policy.limits_tokens
     max_body_bytes = guard.settings.max_body_bytes
 
     # A function rather than a method: Flask asks every time whether it is a coroutine function.
@@ -120,17 +121,17 @@ def _decide_before(app: Flask, guard: Guard) -> Callable[[], Response | None]:
         environ = current.environ
         rule = current.url_rule
         limits: Sequence[Limit] = ()
-        meters = settings_meter
+        meters = False
         if rule is not None:
             marks: ViewMarks = getattr(views.get(rule.endpoint), MARKS, UNMARKED)
             if marks.exempt:
                 return None
             if marks.limits:
                 limits = [limit.of(rule.endpoint) for limit in marks.limits]
-                meters = meters or marks.limits_tokens
+                meters = marks.limits_tokens
         facts = FlaskFacts(environ, current.root_path + current.path, current)
         # Whoever has touched the stream holds on to the one that was.
-        if meters and "stream" not in current.__dict__:
+        if (meters or (settings_meter and policy.may_limit_tokens(facts))) and "stream" not in current.__dict__:
             read_for_estimate(facts, environ, max_body_bytes)
         decision = guard.decide(facts, limits)
         if not decision.admitted:

@@ -9,6 +9,7 @@ the request's body. ``POST /chat`` answers with ``CHAT``, ``/messages`` with ``M
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
@@ -18,6 +19,7 @@ import pytest
 
 from abuseguard import Limit, Outcome, RequestFacts, Settings, User
 from abuseguard.headers import Answer
+from tests.wsgi.driver import Client
 
 CHAT = {"choices": [{"message": {"content": "Hello"}}], "usage": {"prompt_tokens": 20, "completion_tokens": 30}}
 MESSAGE = {"type": "message", "content": [], "usage": {"input_tokens": 7, "output_tokens": 4}}
@@ -271,6 +273,16 @@ class AdapterContract:
         response = client.post("/echo", body)
         assert response.body == body
         assert response.remaining("tokens") < 9000
+
+    def test_bodies_that_no_limit_in_tokens_is_for_are_left_alone(self):
+        class Untouchable(io.BytesIO):
+            def read(self, *_):
+                raise SystemExit("was read")
+
+        client = self.client(Limit("9/day", unit="tokens", routes="/chat"), exempt_paths="/echo")
+        if isinstance(client, Client):
+            for path in ("/other", "/nowhere"):
+                Client(client.app, validate=False).post(path, PROMPT, **{"wsgi.input": Untouchable()})
 
     def test_bodies_that_are_not_json_are_left_alone(self):
         client = self.client(TOKENS)
