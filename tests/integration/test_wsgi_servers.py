@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import http_sf
@@ -132,6 +133,8 @@ SERVERS = {
 
 @contextmanager
 def started(name: str, redis: RedisServer, directory: Path, **settings: str) -> Iterator[Server]:
+    for package in (SERVERS[name][0], *(framework for framework in ("flask", "django") if name.startswith(framework))):
+        import_module(package)  # so that what was left out on purpose is skipped
     environment = {
         "ABUSEGUARD_ACCOUNT": "header:x-account",
         "ABUSEGUARD_KEY_PREFIX": name,
