@@ -41,7 +41,18 @@ class Channel:
         StoreError: from every method, if Redis cannot be asked.
     """
 
-    __slots__ = ("_bridge", "_busy", "_client", "_errors", "_is_cluster", "_task", "_timeout_seconds", "_waiting")
+    __slots__ = (
+        "_bridge",
+        "_busy",
+        "_client",
+        "_errors",
+        "_is_cluster",
+        "_knows_slots",
+        "_learning",
+        "_task",
+        "_timeout_seconds",
+        "_waiting",
+    )
 
     def __init__(self, storage: Any, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
@@ -50,6 +61,8 @@ class Channel:
         self._errors: tuple[type[Exception], ...] = (*client_errors(storage), asyncio.TimeoutError)
         # In a cluster the accounts of a batch are in different slots, and a script may touch only one.
         self._is_cluster = storage.MODE == "CLUSTER"
+        self._knows_slots = False
+        self._learning = asyncio.Lock()
         self._busy = False
         self._waiting: list[tuple[Step, asyncio.Future[Any]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -57,6 +70,7 @@ class Channel:
     async def take(self, step: Step) -> Any:
         """The answer of the script ``take`` to one step."""
         if self._is_cluster:
+            await self._learn_slots()
             return await self.execute(RedisCommands.take([step]), TAKE)
         if self._busy:
             answer = asyncio.get_running_loop().create_future()
@@ -76,6 +90,23 @@ class Channel:
             else:
                 self._busy = False
         return answer_to_one
+
+    async def _learn_slots(self) -> None:
+        """Asks a cluster for its slots, once and before anything else.
+
+        A client that learns them while several commands wait for it sends some to the wrong node, and then closes all
+        of its connections, also those on which others wait.
+        """
+        if self._knows_slots:
+            return
+        async with self._learning:
+            if not self._knows_slots:
+                try:
+                    async with timeout(self._timeout_seconds):
+                        await self._client.initialize()
+                except self._errors as error:
+                    raise store_error(error) from error
+                self._knows_slots = True
 
     async def _take_waiting(self) -> None:
         try:
