@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from abuseguard.demo.server import MAX_OUTPUT_TOKENS, OUTPUT_TOKENS_HEADER
 from abuseguard.demo.server_process import HOST, ServerError, ServerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from abuseguard.demo.tally import Tally
     from abuseguard.replay.logged_request import LoggedRequest
@@ -84,7 +83,6 @@ class _Driver:
         self._speed = pace.speed
         self._tally = tally
         self._taken = 0
-        self._last_of_account: dict[str, asyncio.Future[None]] = {}
         self._waiting_since: dict[Connection, float] = {}
         self._started: tuple[float, float] | None = None
 
@@ -103,35 +101,13 @@ class _Driver:
         try:
             for request in self._requests:
                 position, self._taken = self._taken, self._taken + 1
-                async with self._after_last_of(request.account):
-                    if self._speed is not None:
-                        await self._sleep_until(request.ts, self._speed)
-                    if not connection.reusable:
-                        connection = await open_connection(HOST, self._server.port)
-                    await self._send(connection, request, position)
+                if self._speed is not None:
+                    await self._sleep_until(request.ts, self._speed)
+                if not connection.reusable:
+                    connection = await open_connection(HOST, self._server.port)
+                await self._send(connection, request, position)
         finally:
             connection.close()
-
-    @contextlib.asynccontextmanager
-    async def _after_last_of(self, account: str) -> AsyncIterator[None]:
-        """Waits for the answer to the account's request before this one.
-
-        In the log, that was minutes ago, and its tokens have been settled since. Not in real time: there, an answer
-        takes the time it takes.
-        """
-        if self._speed is not None:
-            yield
-            return
-        last = self._last_of_account.get(account)
-        this = self._last_of_account[account] = asyncio.get_running_loop().create_future()
-        try:
-            if last is not None:
-                await last
-            yield
-        finally:
-            this.set_result(None)
-            if self._last_of_account[account] is this:
-                del self._last_of_account[account]
 
     async def _sleep_until(self, ts: float, speed: float) -> None:
         now = time.perf_counter()

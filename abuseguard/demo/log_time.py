@@ -31,8 +31,10 @@ class LogTime:
     """Lets requests come before the guard one by one, in the order of the log, each at its own time of the log.
 
     Requests that are under way together arrive in any order, and a clock that a later one has set forward would fill
-    the buckets of an earlier one. So each waits for its turn, and passes the turn on as soon as the guard has decided:
-    the decisions are those of a log that is sent request by request, while the answers still overlap.
+    the buckets of an earlier one. So each waits for its turn, and passes the turn on as soon as the guard has decided.
+    It also waits for the answer to the last request with its API key: in the log that was minutes ago, and its tokens
+    have been settled since. So the decisions are those of a log that is sent request by request, while requests still
+    overlap.
 
     Args:
         app: the application, with the guard in front of it.
@@ -44,6 +46,7 @@ class LogTime:
         self._clock = clock
         self._turn = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._last_of_key: dict[bytes, asyncio.Future[None]] = {}
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
@@ -60,13 +63,21 @@ class LogTime:
             await self.app(scope, receive, send_with_outcome)
             return
         await self._wait_for_turn(position)
-        time_ns = _read_number(scope, TIME_HEADER)
-        if time_ns is not None:
-            self._clock.set_ns(max(self._clock.now_ns(), time_ns))
-        scope[PASS_TURN_ON] = lambda: self._pass_turn_on(position)
+        key = _read(scope, "authorization")
+        last = self._last_of_key.get(key)
+        this = self._last_of_key[key] = asyncio.get_running_loop().create_future()
         try:
+            if last is not None and key:
+                await last
+            time_ns = _read_number(scope, TIME_HEADER)
+            if time_ns is not None:
+                self._clock.set_ns(max(self._clock.now_ns(), time_ns))
+            scope[PASS_TURN_ON] = lambda: self._pass_turn_on(position)
             await self.app(scope, receive, send_with_outcome)
         finally:
+            this.set_result(None)
+            if self._last_of_key.get(key) is this:
+                del self._last_of_key[key]
             self._pass_turn_on(position)
 
     async def _wait_for_turn(self, position: int) -> None:
@@ -91,8 +102,10 @@ def note_decision(facts: RequestFacts, decision: Decision) -> None:
 
 
 def _read_number(scope: _Scope, header: str) -> int | None:
+    value = _read(scope, header)
+    return int(value) if value.isdigit() and len(value) < 22 else None
+
+
+def _read(scope: _Scope, header: str) -> bytes:
     wanted = header.encode()
-    for name, value in scope["headers"]:
-        if name == wanted and value.isdigit() and len(value) < 22:
-            return int(value)
-    return None
+    return next((value for name, value in scope["headers"] if name == wanted), b"")

@@ -31,8 +31,10 @@ class LoggedCalls:
             raise RuntimeError("broken")
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    async def __call__(self, path, position, time):
+    async def __call__(self, path, position, time, key=None):
         headers = [(POSITION_HEADER.encode(), position.encode()), (TIME_HEADER.encode(), time.encode())]
+        if key:
+            headers.append((b"authorization", key))
 
         async def send(message):
             pass
@@ -62,22 +64,43 @@ def test_a_request_that_fails_passes_the_turn_on():
     assert seen == [("/broken", 6), ("/1", 7)]
 
 
-def test_the_turn_is_passed_on_at_the_decision_and_not_at_the_answer():
+class GuardedCalls(LoggedCalls):
+    """The same with something like a guard in front of the application, which decides before it answers."""
+
+    async def _app(self, scope, receive, send):
+        note_decision(SimpleNamespace(native=scope), SimpleNamespace(outcome=Outcome.ALLOWED))
+        await super()._app(scope, receive, send)
+
+
+def under_way_with(*keys):
+    """What has come through while the first request is held, and after; the n-th request has the n-th key."""
+
     async def main():
-        calls = LoggedCalls()
-
-        async def guard_and_app(scope, receive, send):
-            note_decision(SimpleNamespace(native=scope), SimpleNamespace(outcome=Outcome.DENIED))
-            await LoggedCalls._app(calls, scope, receive, send)
-
-        calls.log_time.app = guard_and_app
-        held = asyncio.ensure_future(calls("/held", "0", "6"))
-        await calls("/1", "1", "7")
-        assert not held.done()
+        calls = GuardedCalls()
+        tasks = [
+            asyncio.ensure_future(calls("/held" if n == 0 else f"/{n}", str(n), str(10 + n), key))
+            for n, key in enumerate(keys)
+        ]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        meanwhile = list(calls.seen)
         calls.held.set()
-        await held
+        await asyncio.gather(*tasks)
+        return meanwhile, calls.seen[len(meanwhile) :]
 
-    asyncio.run(main())
+    return asyncio.run(main())
+
+
+def test_the_turn_is_passed_on_at_the_decision_and_not_at_the_answer():
+    assert under_way_with(b"one", b"other", None) == ([("/held", 10), ("/1", 11), ("/2", 12)], [])
+    assert under_way_with(None, None) == ([("/held", 10), ("/1", 11)], [])
+
+
+def test_a_request_waits_for_the_answer_to_the_last_one_with_its_key_and_those_behind_for_its_decision():
+    assert under_way_with(b"one", b"other", b"one", b"other") == (
+        [("/held", 10), ("/1", 11)],
+        [("/2", 12), ("/3", 13)],
+    )
 
 
 @pytest.mark.parametrize("number", ["", "-1", "1.5", "\u0661\u0662", "9" * 1000, "now"])
