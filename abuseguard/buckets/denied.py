@@ -25,11 +25,13 @@ class DeniedKeys:
         max_keys: the most buckets remembered; the least recently used give way.
     """
 
-    __slots__ = ("_denied", "_lock", "_now_ns")
+    __slots__ = ("_any_noted", "_denied", "_lock", "_now_ns")
 
     def __init__(self, clock: Clock, *, max_keys: int = _MAX_KEYS) -> None:
         self._now_ns = clock.now_ns
         self._lock = threading.Lock()
+        # Asking a TLRUCache for its size would first make it look for what has expired.
+        self._any_noted = False
         # owner -> bucket -> when it is full, and when the cost that was denied can be taken
         self._denied: TLRUCache[str, dict[str, tuple[int, int]]] = TLRUCache(
             max_keys, ttu=_last_retry_ns, timer=clock.now_ns
@@ -37,9 +39,9 @@ class DeniedKeys:
 
     def answer(self, account: str, demands: Sequence[Demand]) -> Reply | None:
         """The denial of these demands, if it is known; None if the store has to be asked."""
-        denied = self._denied
-        if not denied.currsize:
+        if not self._any_noted:
             return None
+        denied = self._denied
         times_to_full_ns: list[int | None] = []
         allowed = True
         with self._lock:
@@ -73,11 +75,12 @@ class DeniedKeys:
                     still = {
                         name: times for name, times in self._denied.get(owner, _NOTHING).items() if times[1] > now_ns
                     }
+                    self._any_noted = True
                     self._denied[owner] = {**still, bucket: (now_ns + time_to_full_ns, now_ns + wait_ns)}
 
     def forget(self, account: str, buckets: Sequence[tuple[str, str | None]]) -> None:
         """Forgets what may have changed for the better."""
-        if self._denied.currsize:
+        if self._any_noted:
             with self._lock:
                 for owner in {key or account for _, key in buckets}:
                     self._denied.pop(owner, None)
